@@ -1,0 +1,59 @@
+# Every target sets itself up: on a fresh machine with only Python 3.11 or newer, `make demo` is the first and only command.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test slow lint types notebooks base clean
+
+BIN := .venv/bin
+INSTALLED := .venv/installed
+# The first of these that is 3.11 or newer. Another one: make PYTHON=/path/to/python3 test
+PYTHON ?= $(shell for name in python3 python3.11 python3.12 python3.13 python3.14; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+# Demo, tests and notebooks never reach for the Hub: what would need it fails here, not on somebody's train.
+OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
+
+help:  ## List the targets
+	@awk -F ':.*## *' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(INSTALLED)  ## The whole way on the shipped tiny model: data, routing, experts, training, report
+	@$(OFFLINE) $(BIN)/local-experts run configs/runs/quickstart.yaml
+
+test: $(INSTALLED)  ## The default tests
+	@$(OFFLINE) $(BIN)/python -m pytest
+
+slow: $(INSTALLED)  ## The tests marked slow
+	@$(OFFLINE) $(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)  ## ruff check and ruff format, over modules, tests and notebooks
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(INSTALLED)  ## pyright over the three packages and the tests
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+notebooks: $(INSTALLED)  ## Execute every notebook; the results go to a temporary folder
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$(OFFLINE) $(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=1800 \
+		--output-dir "$$folder" notebooks/*.ipynb
+
+base: $(INSTALLED)  ## Train the shipped base model again from scratch (about an hour on two cores)
+	@$(BIN)/local-experts base
+
+clean:  ## Remove the environment, the runs and every cache
+	@rm -rf .venv runs build dist .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Dots are packages found, so that a slow line can be told from a stuck one.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, and python3 here is" \
+		"$$(python3 --version 2>&1 || true). Install one, or name it: make PYTHON=/path/to/python3 ..." >&2; exit 2; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) comes without venv." \
+		"On Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+	@$(BIN)/python -c '' 2>/dev/null || { echo "Creating .venv with $$("$(PYTHON)" --version)"; \
+		"$(PYTHON)" -m venv --clear .venv; }
+	@echo "Installing into .venv: about two minutes, more on a slow line (once; again only when its list changes)"
+	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt \
+		-e '.[catalogues,notebooks,dev]' | while read -r word rest; do case "$$word" in \
+		Collecting) printf . ;; Installing) printf '\nUnpacking, about a minute\n' ;; esac; done
+	@touch $@

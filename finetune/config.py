@@ -1,0 +1,206 @@
+"""The options of one run, each declared once: a frozen dataclass tree filled from YAML and `key=value` changes.
+
+Reads configs/runs/*.yaml. Imports no torch, so that `--help` and config errors answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from data_recipes.settings import load_settings
+
+# Names that stand for a model shipped inside this package; any other name is a folder or a Hub id.
+SHIPPED_MODELS = {"tiny-glm": Path(__file__).parent / "tiny_glm"}
+
+
+def out_of_range(values: dict[str, float | None], minimum: float = 1) -> list[str]:
+    """One problem for each named value below `minimum`; None (not set) passes."""
+    low = {name: value for name, value in values.items() if value is not None and value < minimum}
+    return [f"{name}: must be at least {minimum:g}" for name in low]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig:
+    """The frozen model that is profiled, tuned and compared with."""
+
+    model: str = "tiny-glm"  # "tiny-glm" (shipped), a folder, or a Hub id
+    revision: str | None = None  # Hub commit, tag or branch; None is the default branch
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights in memory
+    device: str = "auto"  # "auto" takes an accelerator when there is one; else a torch device name
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The dataset of the run."""
+
+    recipe: str  # path of a recipe file, relative to the working folder
+    overrides: tuple[str, ...] = ()  # "key=value" changes to the recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """What is counted at the routers."""
+
+    max_tokens: int = (
+        65536  # tokens read in each group (language); 2^17 gives stable sets on large models (ESFT)
+    )
+    batch_size: int = 32  # rows
+    kinds: Literal["prompt", "answer", "all"] = "all"  # which tokens of a row are counted
+
+    def problems(self) -> list[str]:
+        """Values no run can use, as "key: reason"."""
+        return out_of_range({"max_tokens": self.max_tokens, "batch_size": self.batch_size})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectConfig:
+    """Which experts are tuned."""
+
+    method: Literal["token_share", "gate_mass", "random", "all"] = "token_share"
+    share: float = (
+        0.5  # fraction of a layer's routed tokens (or gate mass) its chosen experts must reach, 0 to 1
+    )
+    match: bool = (
+        True  # random: as many experts in each layer as token_share takes, so that the budgets are equal
+    )
+    seed: int = 0  # of the random method
+
+    def problems(self) -> list[str]:
+        """Values no run can use, as "key: reason"."""
+        wrong = [] if 0 < self.share <= 1 else ["share: must be above 0 and at most 1"]
+        return wrong + out_of_range({"seed": self.seed}, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """The adapter: W x + (alpha / rank) B A x."""
+
+    rank: int = 8
+    alpha: float = 16.0  # the update is scaled by alpha / rank
+    attention: bool = False  # also adapt the attention projections
+
+    def problems(self) -> list[str]:
+        """Values no run can use, as "key: reason"."""
+        wrong = [] if self.alpha > 0 else ["alpha: must be above 0"]
+        return wrong + out_of_range({"rank": self.rank})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training loop."""
+
+    steps: int  # optimizer steps
+    learning_rate: float  # peak, of AdamW
+    batch_size: int = 32  # rows in one step over ALL processes and accumulation
+    accumulate: int = 1  # forward passes a process makes for one step
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 0  # steps of linear rise to learning_rate
+    clip_norm: float = 1.0  # largest L2 norm of the gradient
+    weight_decay: float = 0.0
+    max_length_tokens: int = 256  # a longer row is an error, it is never cut
+    eval_every: int = 100  # steps between two validation losses
+    eval_rows: int = 128  # validation rows of each of them
+    tracker: str | None = (
+        None  # any tracker Accelerate knows, as "tensorboard"; metrics.jsonl is always written
+    )
+    n_processes: int = 1  # expected processes; another count is an error
+    n_threads: int | None = None  # CPU threads of a process; None leaves torch's choice
+
+    def problems(self) -> list[str]:
+        """Values no run can use, as "key: reason"."""
+        names = (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "max_length_tokens",
+            "eval_every",
+            "eval_rows",
+            "n_processes",
+        )
+        wrong = out_of_range({name: getattr(self, name) for name in (*names, "n_threads")})
+        wrong += out_of_range(
+            {"warmup_steps": self.warmup_steps, "weight_decay": self.weight_decay}, minimum=0
+        )
+        wrong += [
+            f"{name}: must be above 0" for name in ("learning_rate", "clip_norm") if getattr(self, name) <= 0
+        ]
+        if self.steps >= 1 and self.warmup_steps >= self.steps:
+            wrong.append(f"warmup_steps: must be below steps ({self.steps})")
+        parts = self.n_processes * self.accumulate
+        if parts >= 1 and self.batch_size % parts:
+            wrong.append(f"batch_size: must be a multiple of n_processes x accumulate ({parts})")
+        return wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Base and tuned on the same held-out rows."""
+
+    batch_size: int = 64  # rows
+    max_new_tokens: int = 64  # longest answer
+    n_bootstrap: int = 2000  # resamples for each interval
+    max_rows_per_task: int | None = None  # of each task and language; None is all
+    samples: int = 3  # example answers shown for each task
+
+    def problems(self) -> list[str]:
+        """Values no run can use, as "key: reason"."""
+        names = ("batch_size", "max_new_tokens", "n_bootstrap", "max_rows_per_task")
+        wrong = out_of_range({name: getattr(self, name) for name in names})
+        return wrong + out_of_range({"samples": self.samples}, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: from a recipe to a report, all files under `output`."""
+
+    name: str  # letters, digits, ".", "-" and "_"
+    seed: int = 0  # of training order and LoRA start
+    output: str = ""  # folder of all files of the run; empty means runs/<name>
+    base: BaseConfig = field(default_factory=BaseConfig)
+    data: DataConfig
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    train: TrainConfig
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        if not self.output:
+            object.__setattr__(self, "output", f"runs/{self.name}")
+
+    def problems(self) -> list[str]:
+        """Values no run can use, as "key: reason"."""
+        wrong = out_of_range({"seed": self.seed}, minimum=0)
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            wrong.append('name: use letters, digits, ".", "-" and "_" only; it names a folder')
+        return wrong
+
+
+def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Fill a RunConfig from a YAML file and "a.b=value" changes.
+
+    Raises: UserError that lists every problem.
+    """
+    return load_settings(RunConfig, path, overrides)
+
+
+def config_from_arguments(argv: Sequence[str] | None, stage: str, purpose: str) -> RunConfig:
+    """Read the command line every stage shares: `--config FILE [key=value ...]`.
+
+    Raises: UserError for a bad config; SystemExit after `--help` or a malformed command line.
+    """
+    parser = argparse.ArgumentParser(prog=f"local-experts {stage}", description=purpose, allow_abbrev=False)
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="a run, as configs/runs/quickstart.yaml"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="change one option, as train.steps=50"
+    )
+    # parse_intermixed_args: changes may stand before and after --config
+    arguments = parser.parse_intermixed_args(argv)
+    return load_run_config(arguments.config, arguments.overrides)

@@ -1,0 +1,125 @@
+"""Find the MoE layers of a transformers model: the only file that knows how models lay them out.
+
+Reads a loaded model, writes nothing. Layers are found by what their modules carry, never by class name.
+Legend: N tokens of a batch laid end to end (B x T), E experts, K experts per token.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from data_recipes.artefact import UserError
+
+# What transformers sets on every fused experts module, whatever the family calls its class.
+EXPERTS_ATTRIBUTES = ("num_experts", "is_transposed", "is_concatenated", "has_bias", "_apply_gate")
+ROUTER_NAMES = ("gate", "router")
+
+
+@dataclass(frozen=True)
+class MoeLayer:
+    """One decoder layer with routed experts.
+
+    `index` counts all decoder layers, dense ones too; `name` is the block's dotted name in the model.
+    """
+
+    index: int
+    name: str
+    block: nn.Module
+    experts: nn.Module
+    router: nn.Module
+    n_experts: int
+    top_k: int
+
+
+class RouterOutput(NamedTuple):
+    """What a router returned: scores before any bias, the weights of the chosen experts, and their ids."""
+
+    logits_NE: torch.Tensor
+    weights_NK: torch.Tensor
+    indices_NK: torch.Tensor
+
+
+def moe_layers(model: nn.Module) -> list[MoeLayer]:
+    """All MoE layers of `model`, by ascending layer index.
+
+    Raises:
+        UserError: the model has no fused experts, or a layer whose index or router cannot be told.
+    """
+    modules = dict(model.named_modules())
+    names = [name for name, module in modules.items() if _is_experts(module)]
+    if not names:
+        raise UserError(
+            f"the model (type {_model_type(model)!r}) has no routed experts to choose from: "
+            "set base.model to a mixture-of-experts model (such as glm_moe_dsa, qwen3_moe, mixtral, gpt_oss) "
+            "that transformers 5 loads with its own classes"
+        )
+    layers = sorted((_moe_layer(name, modules) for name in names), key=lambda layer: layer.index)
+    indices = [layer.index for layer in layers]
+    if len(set(indices)) < len(indices):
+        raise UserError(f"two stacks of experts share a layer index: {indices}")
+    return layers
+
+
+def router_output(layer: MoeLayer, output: Any) -> RouterOutput:
+    """Check what `layer.router` returned and name its parts.
+
+    The true choice is `indices_NK`: top-k over the logits picks the wrong experts where a bias or groups
+    take part (GLM, DeepSeek).
+
+    Raises:
+        UserError: not a (logits, weights, indices) triple of the expected shapes, or an id out of range.
+    """
+    if not (isinstance(output, tuple) and len(output) == 3 and all(torch.is_tensor(part) for part in output)):
+        kind = type(output).__name__
+        raise UserError(f"{layer.name}: the router returned {kind}, not (logits, weights, indices)")
+    found = RouterOutput(*output)
+    shape = (found.logits_NE.shape[0], layer.top_k)
+    shapes = (tuple(found.weights_NK.shape), tuple(found.indices_NK.shape))
+    if shapes != (shape, shape) or found.indices_NK.is_floating_point():
+        raise UserError(
+            f"{layer.name}: the router returned weights and indices of shapes {shapes} "
+            f"({found.indices_NK.dtype}), expected {shape} and whole numbers"
+        )
+    # Under expert parallelism id n_experts means "not mine": such a router sees only a part of the choice.
+    last = layer.n_experts - 1
+    if found.indices_NK.numel() and not 0 <= found.indices_NK.min() <= found.indices_NK.max() <= last:
+        raise UserError(f"{layer.name}: an expert id outside 0..{last}: run without expert parallelism")
+    return found
+
+
+def parameters_per_rank(layer: MoeLayer) -> int:
+    """LoRA parameters of one expert of `layer` at rank 1: inputs + outputs, summed over its fused stacks."""
+    stacks = [weight for weight in layer.experts.parameters(recurse=False) if weight.ndim == 3]
+    return sum(weight.shape[1] + weight.shape[2] for weight in stacks)
+
+
+def _is_experts(module: nn.Module) -> bool:
+    return all(hasattr(module, attribute) for attribute in EXPERTS_ATTRIBUTES)
+
+
+def _model_type(model: nn.Module) -> str:
+    return getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+
+
+def _moe_layer(experts_name: str, modules: Mapping[str, nn.Module]) -> MoeLayer:
+    """The layer around the experts module called `experts_name`."""
+    number = re.search(r"(?:^|\.)layers\.(\d+)\.", experts_name)
+    if number is None:
+        raise UserError(f"{experts_name}: no layer index in the name (expected 'layers.<number>')")
+    name = experts_name.rpartition(".")[0]
+    block, experts = modules[name], modules[experts_name]
+    n_experts = getattr(experts, "num_experts", 0)
+    for router_name in ROUTER_NAMES:
+        router = getattr(block, router_name, None)
+        # A plain linear gate (of a shared expert) carries neither of the two.
+        if (
+            router is not None
+            and getattr(router, "num_experts", None) == n_experts
+            and hasattr(router, "top_k")
+        ):
+            return MoeLayer(int(number[1]), name, block, experts, router, n_experts, router.top_k)
+    raise UserError(f"{name}: no router beside the experts (looked for {', '.join(ROUTER_NAMES)})")

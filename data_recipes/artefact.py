@@ -1,8 +1,8 @@
 """Files that stages hand to each other: whole or absent, hashed, sorted, and refused when they do not fit.
 
 Everything that ends up under a final name goes through `write_json` or `whole_folder`: it is written under a
-temporary name in the same folder and then renamed, so a file that exists is whole. No clock time is stored: same
-inputs, same bytes.
+temporary name in the same folder and then renamed, so a file that exists is whole. No clock time is stored:
+same inputs, same bytes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Settings from YAML into frozen dataclasses, with every problem reported in one message.
 
-An option is one dataclass field. A YAML file and "a.b=value" changes fill it; nothing else declares it. Understood: nested
-dataclasses, list[X], tuple[X, ...], tuple[X, Y], dict[str, X], Literal, X | None, int, float, bool, str, Path and Any.
-A dataclass may define `problems() -> list[str]`, each "key: reason", for ranges and impossible pairs.
+An option is one dataclass field. A YAML file and "a.b=value" changes fill it; nothing else declares it.
+Understood: nested dataclasses, list[X], tuple[X, ...], tuple[X, Y], dict[str, X], Literal, X | None, int,
+float, bool, str, Path and Any. A dataclass may define `problems() -> list[str]`, each "key: reason", for
+ranges and impossible pairs.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ BAD = object()  # stands for a value whose problem is already noted
 
 @dataclasses.dataclass(frozen=True)
 class Typed:
-    """A value typed on the command line: for a text option it is taken as it stands, else it is read as YAML."""
+    """A value typed on the command line: a text option takes it as it stands, any other reads it as YAML."""
 
     text: str
 
 
 def load_settings(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
-    """Build a `cls` from a YAML file (None: from the changes alone) and "a.b=value" changes, which win over the file.
+    """Build a `cls` from a YAML file (None: none) and "a.b=value" changes, which win over the file.
 
     Raises: UserError that lists every problem: file, key, value, reason and the nearest valid key.
     """
@@ -109,7 +110,7 @@ class _Reader:
                 tree[part] = {}
                 self.typed_keys.add(section)
             if not isinstance(tree[part], dict):
-                reason = f"{section} is no section; change it as a whole, as {section}=[a, b]"
+                reason = f"{section} holds one value or a list; change it as a whole, as {section}=VALUE"
                 self.problems.append(f"command line: {override!r}: {reason}")
                 return
             tree = tree[part]
@@ -156,7 +157,7 @@ class _Reader:
             return self.note(key, value, "must be a section of `key: value` lines")
         hints = get_type_hints(cls)
         fields = {item.name: item for item in dataclasses.fields(cls) if item.init}
-        for name in value.keys() - fields.keys():
+        for name in [name for name in value if name not in fields]:
             self.note(_join(key, name), value[name], _unknown_key(name, list(fields), key))
         good, bad = {}, set()
         for name, item in fields.items():
@@ -165,9 +166,7 @@ class _Reader:
             elif _has_default(item):
                 continue
             elif dataclasses.is_dataclass(hints[name]):
-                converted = self.convert(
-                    hints[name], {}, _join(key, name)
-                )  # names the keys that are missing in it
+                converted = self.convert(hints[name], {}, _join(key, name))  # names the keys it lacks
             else:
                 converted = self.note(_join(key, name), BAD, "is missing and has no default")
             good.update({} if converted is BAD else {name: converted})
@@ -175,7 +174,7 @@ class _Reader:
         return self._built(cls, good, bad, key)
 
     def _built(self, cls: type, good: dict[str, Any], bad: set[str], key: str) -> Any:
-        """Build the dataclass and ask it for its own problems; a bad value is replaced by the default while asking."""
+        """Build the dataclass and ask for its own problems; meanwhile the default stands for a bad value."""
         if any(item.name in bad and not _has_default(item) for item in dataclasses.fields(cls)):
             return BAD
         settings = cls(**good)
@@ -188,9 +187,7 @@ class _Reader:
     def _sequence(self, hint: Any, value: Any, key: str) -> Any:
         kind, members = get_origin(hint), get_args(hint)
         if not isinstance(value, list):
-            return self.note(
-                key, value, f"must be a list, as [{_shown(value) if value is not None else 'a, b'}]"
-            )
+            return self.note(key, value, "must be a list, as [a, b]")
         if kind is tuple and members[-1] is not Ellipsis:
             if len(value) != len(members):
                 return self.note(key, value, f"must hold exactly {len(members)} items")
@@ -234,7 +231,7 @@ class _Reader:
 
 
 def _written_twice(node: yaml.Node, key: str, seen: set[int]) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield each key written twice in one section, with both line numbers (PyYAML keeps the last without a word)."""
+    """Yield each key written twice in one section, with both lines: PyYAML keeps the last without a word."""
     if id(node) in seen:
         return  # reached again through an alias
     seen.add(id(node))
@@ -247,8 +244,9 @@ def _written_twice(node: yaml.Node, key: str, seen: set[int]) -> Iterator[tuple[
     for key_node, child in node.value:
         line, name = key_node.start_mark.line + 1, _join(key, str(key_node.value))
         identity = (key_node.tag, str(key_node.value))
-        if first.setdefault(identity, line) != line:
+        if identity in first:
             yield name, (first[identity], line)
+        first[identity] = line
         yield from _written_twice(child, name, seen)
 
 

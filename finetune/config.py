@@ -1,4 +1,4 @@
-"""The options of one run, each declared once: a frozen dataclass tree filled from YAML and `key=value` changes.
+"""The options of one run, each declared once, in a frozen dataclass tree filled from YAML and `key=value`.
 
 Reads configs/runs/*.yaml. Imports no torch, so that `--help` and config errors answer at once.
 """
@@ -46,9 +46,7 @@ class DataConfig:
 class ProfileConfig:
     """What is counted at the routers."""
 
-    max_tokens: int = (
-        65536  # tokens read in each group (language); 2^17 gives stable sets on large models (ESFT)
-    )
+    max_tokens: int = 65536  # read in each group (language); ESFT found the chosen sets stable at 2^17
     batch_size: int = 32  # rows
     kinds: Literal["prompt", "answer", "all"] = "all"  # which tokens of a row are counted
 
@@ -62,12 +60,8 @@ class SelectConfig:
     """Which experts are tuned."""
 
     method: Literal["token_share", "gate_mass", "random", "all"] = "token_share"
-    share: float = (
-        0.5  # fraction of a layer's routed tokens (or gate mass) its chosen experts must reach, 0 to 1
-    )
-    match: bool = (
-        True  # random: as many experts in each layer as token_share takes, so that the budgets are equal
-    )
+    share: float = 0.5  # of a layer's routed tokens (or gate mass) that its chosen experts must reach, 0 to 1
+    match: bool = True  # random: as many experts in each layer as token_share takes (equal budgets)
     seed: int = 0  # of the random method
 
     def problems(self) -> list[str]:
@@ -105,30 +99,18 @@ class TrainConfig:
     max_length_tokens: int = 256  # a longer row is an error, it is never cut
     eval_every: int = 100  # steps between two validation losses
     eval_rows: int = 128  # validation rows of each of them
-    tracker: str | None = (
-        None  # any tracker Accelerate knows, as "tensorboard"; metrics.jsonl is always written
-    )
+    tracker: str | None = None  # one that Accelerate knows, as "tensorboard", beside metrics.jsonl
     n_processes: int = 1  # expected processes; another count is an error
     n_threads: int | None = None  # CPU threads of a process; None leaves torch's choice
 
     def problems(self) -> list[str]:
         """Values no run can use, as "key: reason"."""
-        names = (
-            "steps",
-            "batch_size",
-            "accumulate",
-            "max_length_tokens",
-            "eval_every",
-            "eval_rows",
-            "n_processes",
-        )
-        wrong = out_of_range({name: getattr(self, name) for name in (*names, "n_threads")})
-        wrong += out_of_range(
-            {"warmup_steps": self.warmup_steps, "weight_decay": self.weight_decay}, minimum=0
-        )
-        wrong += [
-            f"{name}: must be above 0" for name in ("learning_rate", "clip_norm") if getattr(self, name) <= 0
-        ]
+        counts = ("steps", "batch_size", "accumulate", "max_length_tokens", "eval_every", "eval_rows")
+        wrong = out_of_range({name: getattr(self, name) for name in (*counts, "n_processes", "n_threads")})
+        not_negative = {"warmup_steps": self.warmup_steps, "weight_decay": self.weight_decay}
+        wrong += out_of_range(not_negative, minimum=0)
+        positive = {"learning_rate": self.learning_rate, "clip_norm": self.clip_norm}
+        wrong += [f"{name}: must be above 0" for name, value in positive.items() if value <= 0]
         if self.steps >= 1 and self.warmup_steps >= self.steps:
             wrong.append(f"warmup_steps: must be below steps ({self.steps})")
         parts = self.n_processes * self.accumulate

@@ -10,7 +10,7 @@ INSTALLED := .venv/installed
 # The first of these that is 3.11 or newer. Another one: make PYTHON=/path/to/python3 test
 PYTHON ?= $(shell for name in python3 python3.11 python3.12 python3.13 python3.14; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
-# Demo, tests and notebooks never reach for the Hub: what would need it fails here, not on somebody's train.
+# Demo, tests and notebooks never ask the Hub: what would need it fails here and at once, not later on a machine without a network.
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
 help:  ## List the targets
@@ -54,6 +54,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 		"$(PYTHON)" -m venv --clear .venv; }
 	@echo "Installing into .venv: about two minutes, more on a slow line (once; again only when its list changes)"
 	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt \
-		-e '.[catalogues,notebooks,dev]' | while read -r word rest; do case "$$word" in \
-		Collecting) printf . ;; Installing) printf '\nUnpacking, about a minute\n' ;; esac; done
+		-e '.[catalogues,notebooks,dev]' | while read -r line; do case "$$line" in \
+		Collecting*) printf . ;; "Installing collected"*) printf '\nUnpacking, about a minute\n' ;; esac; done
 	@touch $@

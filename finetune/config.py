@@ -177,12 +177,8 @@ def config_from_arguments(argv: Sequence[str] | None, stage: str, purpose: str) 
     Raises: UserError for a bad config; SystemExit after `--help` or a malformed command line.
     """
     parser = argparse.ArgumentParser(prog=f"local-experts {stage}", description=purpose, allow_abbrev=False)
-    parser.add_argument(
-        "--config", required=True, metavar="FILE", help="a run, as configs/runs/quickstart.yaml"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="change one option, as train.steps=50"
-    )
-    # parse_intermixed_args: changes may stand before and after --config
+    parser.add_argument("--config", required=True, metavar="FILE", help="as configs/runs/quickstart.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as train.steps=50")
+    # intermixed: changes may stand before and after --config
     arguments = parser.parse_intermixed_args(argv)
     return load_run_config(arguments.config, arguments.overrides)

@@ -87,7 +87,7 @@ class _Reader:
             if node is None:
                 return {}
             for key, lines in _written_twice(node, "", set()):
-                self.note(key, BAD, f"written twice (lines {lines[0]} and {lines[1]}); keep one")
+                self.note(key, BAD, f"written twice (line {lines[0]} and line {lines[1]}); keep one")
             return loader.construct_document(node)
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}; give the path of a YAML file") from error
@@ -270,13 +270,16 @@ def _finite(value: Any) -> float | None:
 
 def _not_text(value: Any) -> str:
     if isinstance(value, bool):
-        bare = "a bare yes, on or true as true" if value else "a bare no, off or false as false"
-        return f"must be text, but YAML reads {bare}: write it in quotes"
+        bare = "yes (or on) as true" if value else "no (or off) as false"
+        return f"must be text, but YAML reads a bare {bare}: write it in quotes"
     if value is None:
         return 'must be text, but it is empty; write "" for an empty text'
     if isinstance(value, dict | list):
         return "must be one text"
-    return f"must be text, but YAML reads it as a {type(value).__name__}: write it in quotes"
+    kind = (
+        "number" if isinstance(value, int | float) else type(value).__name__
+    )  # 12:30 is 750, 2026-01-26 a date
+    return f"must be text, but YAML reads it as a {kind}: write it in quotes"
 
 
 def _unknown_key(name: Any, valid: list[str], section: str) -> str:

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        # A full disk comes as many types (Arrow, safetensors, torch); all else is a bug and keeps its traceback.
+        # A full disk has many types (Arrow, safetensors, torch); all else is a bug and keeps its traceback.
         if not is_disk_full(error):
             raise
         return _complain(f"no space left on the disk ({error}): free some, or choose another output folder")

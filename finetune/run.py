@@ -3,8 +3,8 @@
     local-experts run configs/runs/quickstart.yaml [key=value ...]
 
 Reads a run config; writes everything under its `output`. Beside the results, `.stamps/<stage>.json` records
-what a stage was made from and the hashes of the files it wrote. A stage is kept only when both still fit, so a
-changed option, a replaced input and a damaged output each run it again, and then whatever depends on its files.
+what a stage was made from and the hashes of the files it wrote. A stage is kept only when both still fit, so
+a changed option, a replaced input and a damaged output each run it again, and then what depends on its files.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from finetune.config import SHIPPED_MODELS, BaseConfig, RunConfig, load_run_conf
 
 StageFunction = Callable[[RunConfig], object]
 
-# Hashing a terabyte checkpoint would take longer than the run: past this size, size and time stand for the bytes.
+# Hashing a terabyte checkpoint takes longer than the run: past this, a file's size and time stand for it.
 LARGEST_HASHED_BYTES = 1 << 30
 
 
@@ -210,8 +210,8 @@ STAGES = (
 )
 
 
-# What runs each stage. The modules are imported by name when needed: a run where all is kept imports no torch,
-# and finetune must not import eval.
+# What runs each stage. Modules are imported by name when needed: a run where all is kept imports no torch.
+# finetune must not import eval.
 
 
 def build_data(config: RunConfig) -> None:

@@ -58,23 +58,27 @@ class Pipeline:
 
     def profile(self, config: RunConfig) -> None:
         self.ran.append("profile")
-        write_json(Path(config.output) / "profile.json", {"max_tokens": config.profile.max_tokens})
+        manifest = json.loads((Path(config.output) / "data" / "manifest.json").read_text())
+        read = {"rows": manifest["content_hash"], "max_tokens": config.profile.max_tokens}
+        write_json(Path(config.output) / "profile.json", read)
 
     def select(self, config: RunConfig) -> None:
         self.ran.append("select")
         # As in a real choice, a small change of the share may choose the same experts.
-        write_json(Path(config.output) / "plan.json", {"n_experts": round(config.select.share * 10)})
+        profile = (Path(config.output) / "profile.json").read_text()
+        plan = {"n_experts": round(config.select.share * 10), "profile": profile}
+        write_json(Path(config.output) / "plan.json", plan)
 
     def train(self, config: RunConfig) -> None:
         self.ran.append("train")
+        plan = (Path(config.output) / "plan.json").read_text()
         for name in ("adapter.safetensors", "metrics.jsonl", "train.json"):
-            write_json(
-                Path(config.output) / "adapter" / name, {"rank": config.lora.rank, "seed": config.seed}
-            )
+            write_json(Path(config.output) / "adapter" / name, {"rank": config.lora.rank, "plan": plan})
 
     def eval(self, config: RunConfig) -> None:
         self.ran.append("eval")
-        write_json(Path(config.output) / "results.json", {"samples": config.eval.samples})
+        adapter = (Path(config.output) / "adapter" / "adapter.safetensors").read_text()
+        write_json(Path(config.output) / "results.json", {"samples": config.eval.samples, "adapter": adapter})
 
     def report(self, config: RunConfig) -> None:
         self.ran.append("report")
@@ -128,9 +132,9 @@ def test_a_changed_option_runs_its_stage_and_what_depends_on_its_files(
 def test_a_changed_recipe_or_model_runs_what_reads_it(pipeline: Pipeline):
     pipeline.run()
     (pipeline.folder / "recipe.yaml").write_text("rows: 4")
-    assert pipeline.run() == ["data", "profile", "train", "eval"]
+    assert pipeline.run() == ALL
     (pipeline.folder / "model" / "weights").write_text("0.6")
-    assert pipeline.run() == ["profile", "train", "eval"]
+    assert pipeline.run() == ["profile", "train", "eval"]  # the same numbers come out: plan and report stand
 
 
 @pytest.mark.parametrize(
@@ -200,6 +204,17 @@ def test_a_cpu_run_tells_accelerate_so(pipeline: Pipeline, monkeypatch: pytest.M
     assert command[1:3] == ["-m", "torch.distributed.run"]
     assert "--nproc_per_node=2" in command
     assert command[-4:] == ["-m", "finetune.train", "--config", "a.json"]
+
+
+@pytest.mark.slow
+def test_a_failure_in_two_processes_is_told_and_ends_the_run(
+    pipeline: Pipeline, capfd: pytest.CaptureFixture[str]
+):
+    config = pipeline.config("train.n_processes=2", "base.device=cpu")
+    with pytest.raises(UserError, match="training stopped with exit code"):
+        STAGE_FUNCTIONS["train"](config)
+    shown = capfd.readouterr().err
+    assert f"error: {config.output}/data/manifest.json does not exist" in shown
 
 
 def test_the_table_shows_both_groups_with_their_intervals():

@@ -13,8 +13,6 @@ import argparse
 import importlib
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +29,6 @@ from data_recipes.artefact import (
     sha256_folder,
     sha256_json,
     write_artefact,
-    write_json,
 )
 from data_recipes.settings import settings_dict
 from finetune.config import SHIPPED_MODELS, BaseConfig, RunConfig, load_run_config
@@ -228,40 +225,7 @@ def train(config: RunConfig) -> None:
     if config.train.n_processes == 1:
         importlib.import_module("finetune.train").train_stage(config)
         return
-    written = (
-        Path(config.output) / "run_config.json"
-    )  # JSON is YAML: the processes read the config as it is now
-    write_json(written, settings_dict(config))
-    finished = subprocess.run(train_command(written, config.train.n_processes), env=train_environment(config))
-    if finished.returncode != 0:
-        raise UserError(f"training stopped with exit code {finished.returncode}; its message stands above")
-
-
-def train_command(config_file: Path, n_processes: int) -> list[str]:
-    """The command that trains in several processes on this machine."""
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={n_processes}",
-    ]
-    return [*launcher, "-m", "finetune.train", "--config", str(config_file)]
-
-
-def train_environment(config: RunConfig) -> dict[str, str]:
-    """This process's environment, with Accelerate told to stay on the CPU when that is where the run is.
-
-    Without ACCELERATE_USE_CPU, two CPU processes run as two copies that never talk.
-    """
-    environment = dict(os.environ)
-    if config.base.device == "auto":
-        import torch
-
-        on_cpu = not torch.accelerator.is_available()
-    else:
-        on_cpu = config.base.device.startswith("cpu")
-    return {**environment, "ACCELERATE_USE_CPU": "true"} if on_cpu else environment
+    importlib.import_module("finetune.launch").train_in_processes(config)
 
 
 def _late(module: str, function: str) -> StageFunction:

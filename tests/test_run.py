@@ -7,6 +7,7 @@ import pytest
 
 from data_recipes.artefact import UserError, write_artefact, write_json
 from finetune.config import RunConfig, load_run_config
+from finetune.launch import train_environment
 from finetune.run import (
     STAGE_FUNCTIONS,
     STAGES,
@@ -14,8 +15,6 @@ from finetune.run import (
     main,
     result_table,
     run,
-    train_command,
-    train_environment,
 )
 
 ALL = ["data", "profile", "select", "train", "eval", "report"]
@@ -200,10 +199,6 @@ def test_a_cpu_run_tells_accelerate_so(pipeline: Pipeline, monkeypatch: pytest.M
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     assert train_environment(pipeline.config("base.device=cpu"))["ACCELERATE_USE_CPU"] == "true"
     assert "ACCELERATE_USE_CPU" not in train_environment(pipeline.config("base.device=npu"))
-    command = train_command(Path("a.json"), 2)
-    assert command[1:3] == ["-m", "torch.distributed.run"]
-    assert "--nproc_per_node=2" in command
-    assert command[-4:] == ["-m", "finetune.train", "--config", "a.json"]
 
 
 @pytest.mark.slow
@@ -211,10 +206,11 @@ def test_a_failure_in_two_processes_is_told_and_ends_the_run(
     pipeline: Pipeline, capfd: pytest.CaptureFixture[str]
 ):
     config = pipeline.config("train.n_processes=2", "base.device=cpu")
-    with pytest.raises(UserError, match="training stopped with exit code"):
+    with pytest.raises(UserError, match="training stopped in one of its processes"):
         STAGE_FUNCTIONS["train"](config)
     shown = capfd.readouterr().err
     assert f"error: {config.output}/data/manifest.json does not exist" in shown
+    assert "Traceback" not in shown
 
 
 def test_the_table_shows_both_groups_with_their_intervals():

@@ -75,6 +75,8 @@ def test_ties_go_to_the_lower_id_and_unused_experts_are_never_taken() -> None:
     assert token_share(np.array([[2, 4, 2, 4, 0]]), 0.4) == [[1, 3]]
     assert token_share(np.array([[2, 4, 2, 4, 0]]), 0.8) == [[0, 1, 3]]
     assert token_share(np.array([[2, 4, 2, 4, 0]]), 1.0) == [[0, 1, 2, 3]]
+    # Wide enough that a sort which does not keep the order of equals would show.
+    assert token_share(np.tile([1, 2], (1, 128)), 126 / 384) == [list(range(1, 126, 2))]
 
 
 @pytest.mark.parametrize("n_experts", [10, 49, 160])

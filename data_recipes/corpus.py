@@ -1,0 +1,117 @@
+"""Raw text for the base model: running text, names and facts in English and the 22 scheduled languages.
+
+Reads Babel, `indic-numtowords`, Django's catalogues and the Kolibri wheel; writes nothing. It is software and name
+text with hardly any prose: enough to learn the scripts, the words and the ways of writing, not to learn to chat.
+Instructions are made apart, from `tasks`, and only in English, Hindi and Bengali.
+"""
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_recipes import locale_facts, sources
+from data_recipes.languages import LANGUAGES
+from data_recipes.tasks import TASKS, known_values, phrasings, split_of
+from data_recipes.text import normalise
+
+INSTRUCTED = ("en", "hi", "bn")  # the only languages in which the base ever sees an instruction
+KOLIBRI_LOCALES = {
+    "en": "en", "bn": "bn_BD", "gu": "gu_IN", "hi": "hi_IN", "mr": "mr", "pa": "pa", "te": "te", "ur": "ur_PK",
+}  # fmt: skip
+HELD_OUT_EVERY = 20  # every twentieth document of running text is kept out of training, to measure routing on
+
+
+@dataclass(frozen=True)
+class Document:
+    """A piece of text in one language. `running` tells sentences from lists of names and facts."""
+
+    language: str
+    text: str
+    running: bool
+    held_out: bool = False
+
+
+def chunks(parts: Iterable[str], separator: str, n_characters: int) -> Iterator[str]:
+    """Yield the parts joined into texts of at least `n_characters` (the last may be shorter)."""
+    held: list[str] = []
+    for part in parts:
+        held.append(part)
+        if sum(map(len, held)) >= n_characters:
+            yield separator.join(held)
+            held = []
+    if held:
+        yield separator.join(held)
+
+
+def running_text(code: str, kolibri_wheel: Path | None) -> list[Document]:
+    """Return the running text of a language: interface sentences of Kolibri and Django, about 500 characters each."""
+    messages: list[str] = []
+    if kolibri_wheel is not None and code in KOLIBRI_LOCALES:
+        messages += sources.kolibri_catalogue(kolibri_wheel, KOLIBRI_LOCALES[code]).values()
+    catalogue = sources.django_catalogue("hi" if code == "en" else code)
+    messages += catalogue.keys() if code == "en" else catalogue.values()
+    unique = dict.fromkeys(normalise(message) for message in messages)
+    texts = chunks(unique, "\n", 500)
+    return [Document(code, text, True, i % HELD_OUT_EVERY == 0) for i, text in enumerate(texts)]
+
+
+def facts(task_name: str, code: str, n: int, rng: random.Random) -> Iterator[str]:
+    """Yield answers of a task in a language, without their questions, from training values only."""
+    task = TASKS[task_name]
+    known = known_values(task_name, code)
+    for _ in range(n):
+        value = task.draw(rng) if task.draw else rng.choice(known) if known else None
+        if value is None or (task.kind == "generalise" and split_of(task_name, value) != "train"):
+            continue
+        answer = task.answer(value, code)
+        if answer is not None:
+            yield answer
+
+
+def fact_text(code: str, n_each: int, rng: random.Random) -> list[Document]:
+    """Return lists of dates, amounts, number words, units and names as a language writes them."""
+    documents = []
+    for name in TASKS:
+        if name == "ui":
+            continue
+        lines = list(facts(name, code, n_each, rng))
+        documents += [Document(code, text, False) for text in chunks(lines, "\n", 300)]
+    return documents
+
+
+def raw_documents(kolibri_wheel: Path | None, n_facts_each: int, seed: int) -> list[Document]:
+    """Return the raw text of all languages, held-out documents among it."""
+    documents = []
+    for code in LANGUAGES:
+        rng = random.Random(f"{seed}:{code}")
+        documents += running_text(code, kolibri_wheel)
+        documents += fact_text(code, n_facts_each, rng)
+    return documents
+
+
+def instruction(code: str, rng: random.Random) -> tuple[str, str] | None:
+    """Return one question and its answer from training values and training phrasings, or None to draw again."""
+    sentences = phrasings(code)
+    name = rng.choice(sorted(sentences))
+    task = TASKS[name]
+    known = known_values(name, code)
+    value = task.draw(rng) if task.draw else rng.choice(known)
+    if task.kind == "generalise" and split_of(name, value) != "train":
+        return None
+    answer = task.answer(value, code)
+    if answer is None:
+        return None
+    return rng.choice(sentences[name][:-1]).replace("{x}", task.question(value, code)), answer
+
+
+def instructions(n: int, seed: int) -> Iterator[tuple[str, str, str]]:
+    """Yield `n` instructions (language, question, answer) in English, Hindi and Bengali in turn."""
+    rng = random.Random(f"{seed}:instructions")
+    n_made = 0
+    while n_made < n:
+        code = INSTRUCTED[n_made % len(INSTRUCTED)]
+        pair = instruction(code, rng)
+        if pair is not None:
+            n_made += 1
+            yield code, *pair

@@ -1,0 +1,270 @@
+"""Train tiny-glm, the base model that ships: a real `glm_moe_dsa` of 12 M parameters, from scratch, on two cores.
+
+Reads the raw text and the instructions of `data_recipes.corpus`; writes a model folder (bf16 safetensors, tokenizer,
+`manifest.json` with seed, data hash, versions and loss curve) that plain `AutoModelForCausalLM` loads.
+Command: `local-experts base --config configs/base/tiny_glm.yaml` (`make base` fetches the Kolibri wheel first).
+"""
+
+import argparse
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import GlmMoeDsaConfig, GlmMoeDsaForCausalLM, PreTrainedTokenizerFast
+
+from data_recipes.artefact import write_artefact
+from data_recipes.corpus import Document, instructions, raw_documents
+from data_recipes.languages import LANGUAGES
+from data_recipes.settings import load_settings, settings_dict
+from finetune.moe import MoeLayer, moe_layers
+from finetune.tokenizer import train_tokenizer
+
+# Axes: B sequences of a batch, T tokens.
+
+
+@dataclass(frozen=True)
+class TinyBaseConfig:
+    """Everything that decides the bytes of the base model."""
+
+    output: str
+    kolibri_wheel: str  # path of the wheel that brings most of the running text
+    seed: int = 0
+    steps: int = 2400
+    batch_sequences: int = 16
+    length_tokens: int = 192
+    instruction_share: float = 0.5  # of the sequences
+    running_share: float = 0.6  # of the raw sequences; the rest are lists of facts
+    n_instructions: int = 60_000
+    n_facts_each: int = 1_000
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.05
+    vocabulary_size: int = 8192
+    hidden: int = 192
+    layers: int = 6
+    experts: int = 32
+    experts_per_token: int = 4
+    expert_width: int = 96
+    router_std: float = 0.05  # spread of the router's weights at the start
+    balance_rate: float = 0.001  # step of the router's correction bias, per optimizer step
+    save_every: int = 400  # steps; the unfinished model is kept beside the output, for watching
+
+
+def model_config(config: TinyBaseConfig, vocabulary_size: int, end_id: int) -> GlmMoeDsaConfig:
+    """Return GLM-5.2's architecture in small: MLA, DSA indexer with IndexShare, sigmoid router, one shared expert."""
+    return GlmMoeDsaConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=config.hidden,
+        intermediate_size=2 * config.hidden,
+        moe_intermediate_size=config.expert_width,
+        num_hidden_layers=config.layers,
+        first_k_dense_replace=1,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        n_routed_experts=config.experts,
+        n_shared_experts=1,
+        num_experts_per_tok=config.experts_per_token,
+        routed_scaling_factor=2.5,
+        q_lora_rank=96,
+        kv_lora_rank=64,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+        # The indexer runs under no_grad and is never trained. Its top-k is wider than any sequence this model is
+        # made for, so that it never chooses; the pattern is full, shared, shared, full, ... as in GLM-5.2.
+        index_topk=1024,
+        index_n_heads=2,
+        index_head_dim=32,
+        index_topk_freq=3,
+        index_skip_topk_offset=1,
+        max_position_embeddings=1024,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        eos_token_id=end_id,
+        pad_token_id=end_id,
+        bos_token_id=None,
+    )
+
+
+class Pools:
+    """Token streams by language and kind, from which sequences of one language are cut."""
+
+    def __init__(self, streams: dict[tuple[str, str], np.ndarray], config: TinyBaseConfig) -> None:
+        self.streams = streams
+        self.config = config
+        self.rng = np.random.default_rng(config.seed)
+
+    def _languages(self, kind: str) -> list[str]:
+        return [code for code in LANGUAGES if (code, kind) in self.streams]
+
+    def _kind(self) -> str:
+        if self.rng.random() < self.config.instruction_share:
+            return "instruction"
+        return "running" if self.rng.random() < self.config.running_share else "facts"
+
+    def batch(self) -> torch.Tensor:
+        """Return token ids [B, T]; every row is cut from one language and kind."""
+        rows = []
+        for _ in range(self.config.batch_sequences):
+            kind = self._kind()
+            languages = self._languages(kind)
+            # Square root of the size: a language with little text is seen often, but not learnt by heart.
+            sizes = np.sqrt([len(self.streams[code, kind]) for code in languages])
+            code = languages[self.rng.choice(len(languages), p=sizes / sizes.sum())]
+            stream = self.streams[code, kind]
+            start = self.rng.integers(0, len(stream) - self.config.length_tokens)
+            rows.append(stream[start : start + self.config.length_tokens])
+        return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+
+def token_streams(
+    documents: Sequence[Document], config: TinyBaseConfig, tokenizer: PreTrainedTokenizerFast
+) -> dict[tuple[str, str], np.ndarray]:
+    """Return one array of token ids a language and kind; held-out documents stay out."""
+    pieces: dict[tuple[str, str], list[int]] = {}
+    for document in documents:
+        if not document.held_out:
+            ids = tokenizer(document.text + tokenizer.eos_token)["input_ids"]
+            pieces.setdefault((document.language, "running" if document.running else "facts"), []).extend(ids)
+    for code, question, answer in instructions(config.n_instructions, config.seed):
+        chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        ids = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"]
+        pieces.setdefault((code, "instruction"), []).extend(ids)
+    return {
+        key: np.array(ids, dtype=np.int32) for key, ids in pieces.items() if len(ids) > 2 * config.length_tokens
+    }
+
+
+class RouterWatch:
+    """Keeps the experts that each router chose in the last forward pass, and balances their load."""
+
+    def __init__(self, layers: Sequence[MoeLayer]) -> None:
+        self.chosen: dict[int, torch.Tensor] = {}
+        self.layers = layers
+        for layer in layers:
+            layer.router.register_forward_hook(self._keep(layer.index))
+
+    def _keep(self, index: int):
+        def hook(module: torch.nn.Module, inputs: tuple, output: tuple[torch.Tensor, ...]) -> None:
+            self.chosen[index] = output[2]
+
+        return hook
+
+    @torch.no_grad()
+    def balance(self, rate: float) -> float:
+        """Move each correction bias against the load of the last batch; return the mean over layers of max/mean load.
+
+        The auxiliary-loss-free balancing of DeepSeek-V3 (arXiv 2412.19437, section 2.1.2): the sign only.
+        """
+        worst = 0.0
+        for layer in self.layers:
+            load = torch.bincount(self.chosen[layer.index].flatten(), minlength=layer.n_experts).float()
+            bias = layer.router.get_buffer("e_score_correction_bias")
+            bias += rate * torch.sign(load.mean() - load)
+            worst += float(load.max() / load.mean()) / len(self.layers)
+        return worst
+
+
+def learning_rate_at(step: int, config: TinyBaseConfig) -> float:
+    """Return the learning rate of a step: linear warm-up, then cosine to a twentieth."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def new_model(config: TinyBaseConfig, tokenizer: PreTrainedTokenizerFast) -> GlmMoeDsaForCausalLM:
+    """Return the untrained model, seeded, its routers spread wider than transformers starts them."""
+    torch.manual_seed(config.seed)
+    model = GlmMoeDsaForCausalLM(model_config(config, len(tokenizer), tokenizer.eos_token_id))
+    for layer in moe_layers(model):
+        torch.nn.init.normal_(layer.router.get_parameter("weight"), std=config.router_std)
+    model.set_experts_implementation("grouped_mm")
+    return model
+
+
+def train(model: GlmMoeDsaForCausalLM, pools: Pools, config: TinyBaseConfig) -> Iterator[dict[str, float]]:
+    """Train in place, yielding step, loss and load (busiest expert over mean) every ten steps."""
+    watch = RouterWatch(moe_layers(model))
+    decay = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
+    rest = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
+    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+    model.train()
+    bar = tqdm(range(config.steps), desc="tiny-glm", mininterval=10)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, config)
+        ids = pools.batch()
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        load = watch.balance(config.balance_rate)
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower learning_rate")
+        if step % 10 == 0 or step == config.steps - 1:
+            bar.set_postfix(loss=f"{loss.item():.3f}", load=f"{load:.1f}")
+            yield {"step": step, "loss": round(loss.item(), 4), "load": round(load, 2)}
+
+
+def save(model: GlmMoeDsaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a copy of the model in bf16 and the tokenizer; the correction bias stays fp32, as in GLM-5.2."""
+    state = {
+        name: tensor if name.endswith("e_score_correction_bias") else tensor.to(torch.bfloat16)
+        for name, tensor in model.state_dict().items()
+    }
+    config = model.config
+    config.dtype = torch.bfloat16
+    model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+
+
+def train_base(config: TinyBaseConfig) -> Path:
+    """Train tiny-glm and write its folder; the file that says so, `manifest.json`, is written last."""
+    started = time.monotonic()
+    documents = raw_documents(Path(config.kolibri_wheel), config.n_facts_each, config.seed)
+    asked = [f"{question}\n{answer}" for _, question, answer in instructions(4000, config.seed + 1)]
+    tokenizer = train_tokenizer([document.text for document in documents] + asked, config.vocabulary_size)
+    streams = token_streams(documents, config, tokenizer)
+    data_hash = hashlib.sha256()
+    for key in sorted(streams):
+        data_hash.update(str(key).encode() + streams[key].tobytes())
+    model = new_model(config, tokenizer)
+    output, curve = Path(config.output), []
+    for row in train(model, Pools(streams, config), config):
+        curve.append(row)
+        if row["step"] and row["step"] % config.save_every == 0:
+            save(model, tokenizer, output.with_name(output.name + ".unfinished"))
+    save(model, tokenizer, output)
+    body = {
+        "config": settings_dict(config),
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "n_tokens": {f"{code}/{kind}": len(stream) for (code, kind), stream in sorted(streams.items())},
+        "n_tokens_trained": config.steps * config.batch_sequences * config.length_tokens,
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "loss_curve": curve,
+    }
+    write_artefact(output / "manifest.json", "base_model", {"data": data_hash.hexdigest()}, body)
+    print(f"base      {body['n_parameters'] / 1e6:.1f} M parameters in {body['minutes']} min -> {output}")
+    return output
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train the base model of a config."""
+    parser = argparse.ArgumentParser(prog="local-experts base", description=__doc__)
+    parser.add_argument("--config", required=True, help="YAML of a TinyBaseConfig")
+    parser.add_argument("overrides", nargs="*", help="key=value")
+    arguments = parser.parse_args(argv)
+    train_base(load_settings(TinyBaseConfig, arguments.config, arguments.overrides))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

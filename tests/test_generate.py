@@ -1,0 +1,91 @@
+"""Batched generation and batched loss against the plain computation, one row at a time."""
+
+import numpy as np
+import pytest
+import torch
+
+from data_recipes.artefact import UserError
+from eval.generate import answer_nll, generate_answers
+
+QUESTIONS = ["ab", "a longer question, with words", "x", "தமிழ் நாள்", "what is 12 + 30?", "கி.மீ", "ii"]
+
+
+def rows_of(answers):
+    return [
+        {"id": str(i), "messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+        for i, (q, a) in enumerate(zip(QUESTIONS, answers, strict=False))
+    ]
+
+
+def greedy_by_hand(model, tokenizer, prompt, max_new_tokens, stop):
+    """Full forward passes, no cache, no padding."""
+    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+    n_prompt = len(ids)
+    while len(ids) - n_prompt < max_new_tokens:
+        with torch.no_grad():
+            token = int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+        if token == stop:
+            break
+        ids = ids + [token]
+    return ids[n_prompt:]
+
+
+@pytest.fixture
+def model(tiny_model_factory):
+    # Wider weights than the default 0.02: logits far apart, so that the greedy choice is no coin toss.
+    return tiny_model_factory(vocab_size=262, initializer_range=0.3, seed=1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_batched_answers_are_the_greedy_answers_computed_by_hand(model, tiny_tokenizer, batch_size):
+    prompts = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    ids = [greedy_by_hand(model, tiny_tokenizer, prompt, 12, 0) for prompt in prompts]
+    expected = [tiny_tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
+    assert len(set(expected)) >= 5  # the comparison means something
+    assert generate_answers(model, tiny_tokenizer, prompts, batch_size, 12) == expected
+
+
+def test_an_answer_ends_at_the_stop_token(model, tiny_tokenizer):
+    prompt = [{"role": "user", "content": QUESTIONS[1]}]
+    free = greedy_by_hand(model, tiny_tokenizer, prompt, 12, stop=-1)
+    stop = next(token for token in free[4:] if token >= 6)
+    expected = tiny_tokenizer.decode(free[: free.index(stop)], skip_special_tokens=True).strip()
+    model.generation_config.eos_token_id = [stop]  # a checkpoint may name more stop tokens than its tokenizer
+    assert generate_answers(model, tiny_tokenizer, [prompt], 1, 12) == [expected]
+
+
+def test_generation_config_of_a_checkpoint_cannot_turn_sampling_on(model, tiny_tokenizer):
+    prompts = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    greedy = generate_answers(model, tiny_tokenizer, prompts, 4, 8)
+    model.generation_config.do_sample = True
+    model.generation_config.temperature = 5.0
+    assert generate_answers(model, tiny_tokenizer, prompts, 4, 8) == greedy
+
+
+def test_no_stop_token_is_an_error(model, tiny_tokenizer):
+    tokenizer = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer.backend_tokenizer)
+    tokenizer.chat_template = tiny_tokenizer.chat_template
+    model.generation_config.eos_token_id = None
+    with pytest.raises(UserError, match="stop token"):
+        generate_answers(model, tokenizer, [[{"role": "user", "content": "a"}]], 1, 4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_answer_loss_is_the_loss_of_the_answer_tokens_alone(model, tiny_tokenizer, batch_size):
+    rows = rows_of(["yes", "a much longer answer", "ஆம்", "no", "42"])
+    loss = answer_nll(model, tiny_tokenizer, rows, batch_size)
+    for i, row in enumerate(rows):
+        ids = tiny_tokenizer.apply_chat_template(row["messages"], return_dict=True)["input_ids"]
+        n_answer = len(row["messages"][1]["content"].encode()) + 1  # one token a byte, and the stop token
+        with torch.no_grad():
+            log_probability = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        by_hand = -sum(float(log_probability[t - 1, ids[t]]) for t in range(len(ids) - n_answer, len(ids)))
+        assert loss.nll_nats[i] == pytest.approx(by_hand, rel=1e-4)
+        assert loss.n_bytes[i] == n_answer - 1
+    assert np.argsort(loss.n_bytes)[-1] == 1  # the order of the rows is kept
+
+
+def test_a_row_with_an_empty_answer_is_named(model, tiny_tokenizer):
+    rows = rows_of(["yes", "", "no"])
+    with pytest.raises(UserError, match="row 1"):
+        answer_nll(model, tiny_tokenizer, rows, 2)

@@ -1,0 +1,94 @@
+"""Load the frozen base and its tokenizer, choose the device, and tell one model from another.
+
+Reads a folder (safetensors only) or, when the network is allowed, a Hub repository; writes nothing.
+The only file that may name a kind of accelerator.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from data_recipes.artefact import UserError, sha256_json
+from finetune.config import SHIPPED_MODELS, BaseConfig
+
+# Parts of a config that say how a model was loaded, not which model it is.
+_LOADING_KEYS = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "_commit_hash", "use_cache")
+_N_SAMPLED = 256  # values of a tensor that go into the fingerprint, evenly spread
+
+
+def resolve_model_path(model: str) -> str:
+    """Return the folder of a shipped model, or the name as it is (a folder or a Hub id)."""
+    return str(SHIPPED_MODELS.get(model, model))
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name; "auto" is the machine's accelerator, else the CPU.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"base.device is {name!r}, and this machine has no such device ({error}): use auto or cpu"
+        ) from error
+
+
+def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the base in evaluation mode with every parameter frozen, and its tokenizer.
+
+    Weights are read from safetensors only and no code from the model's repository is run.
+
+    Raises:
+        UserError: there is no model of that name, or its files are missing or damaged.
+    """
+    path = resolve_model_path(base.model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=base.revision)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, revision=base.revision, dtype=getattr(torch, base.dtype), use_safetensors=True
+        )
+    except Exception as error:  # OSError, ValueError, SafetensorError: each library has its own
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"cannot load the base model {base.model!r}: {first_line}\n"
+            "give a folder with config.json, *.safetensors and a tokenizer, a Hub id (needs the network or a "
+            "filled cache), or tiny-glm"
+        ) from error
+    return model.to(choose_device(base.device)).eval().requires_grad_(False), tokenizer
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """Return a SHA-256 over config, names, shapes and sampled values of the base's parameters and buffers.
+
+    Adapters attached to the model, the device and the experts implementation do not change it. Values are
+    compared in float32, so a bfloat16 checkpoint has one fingerprint in either dtype.
+    """
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _LOADING_KEYS}
+    digest = hashlib.sha256(sha256_json(json.loads(json.dumps(config, default=str))).encode())
+    tensors = {name.replace(".base_layer", ""): tensor for name, tensor in model.state_dict().items()}
+    for name in sorted(tensors):
+        if "expert_lora." in name or ".lora_" in name:
+            continue
+        digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
+        flat = tensors[name].detach().flatten()
+        sample = flat[:: max(1, len(flat) // _N_SAMPLED)]
+        digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a SHA-256 over vocabulary, special tokens and chat template."""
+    parts: dict[str, Any] = {
+        "vocabulary": tokenizer.get_vocab(),
+        "special": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        "template": str(tokenizer.chat_template),
+    }
+    return sha256_json(parts)

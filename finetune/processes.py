@@ -1,0 +1,109 @@
+"""Several processes that train as one: refuse a launch that lost one, speak once, keep adapters in step.
+
+The model stays unwrapped: only the adapter is trained, so only it is synchronised, by hand, in one message.
+Reads the environment that `accelerate launch` and `torchrun` set. Writes nothing.
+"""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import nn
+
+from data_recipes.artefact import UserError
+
+
+def say(message: str) -> None:
+    """Print on the first process only."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        print(message, flush=True)
+
+
+def start_accelerator(
+    n_processes: int, device: str = "auto", tracker: str | None = None, tracker_folder: str | None = None
+) -> Accelerator:
+    """Accelerator over exactly `n_processes` processes; `device` is "auto" or a torch device name.
+
+    Raises:
+        UserError: another number of processes runs, a launcher was asked for several and started one, or
+            Accelerate does not know the tracker or does not find it installed.
+    """
+    # Without cpu=True, torchrun on a machine without an accelerator gives processes that never talk.
+    on_cpu = device == "cpu" or not torch.accelerator.is_available()
+    try:
+        accelerator = Accelerator(cpu=on_cpu, log_with=tracker, project_dir=tracker_folder)
+    except ValueError as error:
+        raise UserError(f"train.tracker={tracker}: {error}") from error
+    if tracker and not accelerator.log_with:
+        # Accelerate only warns, and trains without it.
+        raise UserError(f"train.tracker={tracker} is not installed: pip install {tracker}, or leave it out")
+    check_process_count(n_processes, accelerator.num_processes, os.environ)
+    return accelerator
+
+
+def check_process_count(expected: int, running: int, environment: Mapping[str, str]) -> None:
+    """Compare what the config expects and what the launcher was asked for with what runs.
+
+    Raises:
+        UserError: they differ; the message holds the command that works.
+    """
+    # `accelerate launch --cpu --num_processes 2` and a MULTI_CPU config file silently run one process.
+    # What they leave behind: an address for the processes to meet, and no number of processes to wait for.
+    asked_for_several = "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment
+    if running == 1 and asked_for_several and "ACCELERATE_MIXED_PRECISION" in environment:
+        raise UserError(
+            "accelerate launch was asked for several processes and started one (as with --cpu "
+            f"or a MULTI_CPU config file); run instead: {launch_command(max(expected, 2), sys.argv[1:])}"
+        )
+    world_size = int(environment.get("WORLD_SIZE", "1"))
+    if running < world_size:
+        raise UserError(
+            f"{world_size} processes were launched, but each trains alone: run instead: "
+            f"{launch_command(world_size, sys.argv[1:])}"
+        )
+    if running != expected:
+        raise UserError(
+            f"{running} process(es) run, but train.n_processes is {expected}: "
+            f"set train.n_processes={running}, or run: {launch_command(expected, sys.argv[1:])}"
+        )
+
+
+def launch_command(n_processes: int, arguments: Sequence[str]) -> str:
+    """The command that really runs `n_processes` of the trainer on this machine."""
+    train = " ".join(["-m finetune.train", *arguments])
+    if n_processes == 1:
+        return f"python {train}"
+    launch = f"accelerate launch --multi_gpu --num_processes {n_processes} {train}"
+    return launch if torch.accelerator.is_available() else f"ACCELERATE_USE_CPU=true {launch}"
+
+
+@torch.no_grad()
+def broadcast_parameters(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
+    """Give every process the values that the first one has."""
+    if accelerator.num_processes > 1:
+        _copy_back(broadcast(_flat(parameters), from_process=0), parameters)
+
+
+@torch.no_grad()
+def sum_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
+    """Replace each gradient by its sum over processes; a process that had no rows to learn from adds zero."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if accelerator.num_processes > 1:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        _copy_back(accelerator.reduce(_flat(gradients), reduction="sum"), gradients)
+
+
+def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One message for all tensors: each collective costs its latency, and there are hundreds of tensors."""
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def _copy_back(flat: object, tensors: Sequence[torch.Tensor]) -> None:
+    assert isinstance(flat, torch.Tensor)
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))

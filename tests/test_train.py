@@ -1,0 +1,219 @@
+"""The loop trains the adapter and nothing else, by the numbers it says, and stops loudly."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from finetune.model import load_model, model_fingerprint
+from torch.nn import functional as F
+
+from data_recipes.artefact import UserError, read_artefact, write_artefact
+from finetune.adapter import adapter_parameters, adapter_state, attach, load_adapter
+from finetune.batches import collate, encode_rows
+from finetune.config import BaseConfig, DataConfig, LoraConfig, RunConfig, TrainConfig
+from finetune.processes import check_process_count, start_accelerator
+from finetune.train import learning_rate_at, token_losses, train_rows, train_stage
+
+PLAN = {"experts": {"1": [0, 1, 5], "2": [2, 3, 7]}}
+LORA = LoraConfig(rank=4, alpha=8.0)
+TRAIN = TrainConfig(
+    steps=6, learning_rate=5e-3, batch_size=8, warmup_steps=2, eval_every=3, eval_rows=4, max_length_tokens=64
+)
+
+
+def chat_rows(n_rows: int) -> list[dict[str, Any]]:
+    """Rows with answers of unlike lengths, every third of them general."""
+    return [
+        {
+            "id": f"r{number}",
+            "messages": [
+                {"role": "user", "content": f"{number}?"},
+                {"role": "assistant", "content": "ஆம்" * (1 + number % 3) + str(number)},
+            ],
+            "group": "general" if number % 3 == 0 else "target",
+        }
+        for number in range(n_rows)
+    ]
+
+
+def train_config(**changes: Any) -> TrainConfig:
+    return TrainConfig(**{**TRAIN.__dict__, **changes})
+
+
+@pytest.fixture
+def chat_model(tiny_model_factory: Any) -> Any:
+    """A tiny GLM for the byte tokenizer, with an adapter attached."""
+    model = tiny_model_factory(vocab_size=262)
+    attach(model, PLAN, LORA, seed=0)
+    return model
+
+
+def write_run_inputs(folder: Path, model: Any, tokenizer: Any) -> RunConfig:
+    """Lay out what train_stage reads under `folder`; returns the config that names it."""
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    base = BaseConfig(model=str(folder / "base"), device="cpu")
+    loaded, _ = load_model(base)
+    rows = chat_rows(24)
+    splits = {"train": Dataset.from_list(rows), "validation": Dataset.from_list(rows[:6])}
+    DatasetDict(splits).save_to_disk(str(folder / "run" / "data"))
+    write_artefact(folder / "run/data/manifest.json", "dataset_manifest", {}, {"content_hash": "c" * 64})
+    plan = {**PLAN, "model_fingerprint": model_fingerprint(loaded), "n_experts": 8}
+    write_artefact(folder / "run/plan.json", "expert_plan", {}, plan)
+    data = DataConfig(recipe="none")
+    output = str(folder / "run")
+    return RunConfig(name="test", output=output, base=base, data=data, train=TRAIN, lora=LORA)
+
+
+def test_training_lowers_the_loss_and_changes_only_the_adapter(
+    chat_model: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    frozen = {name: value.clone() for name, value in chat_model.named_parameters() if not value.requires_grad}
+    before = adapter_state(chat_model)
+    rows = chat_rows(8)
+    config = train_config(steps=30, eval_every=10)
+    result = train_rows(chat_model, tiny_tokenizer, rows, config, 0, rows, tmp_path / "metrics.jsonl")
+    assert result.last_loss < result.first_loss - 0.3
+    assert len(frozen) > 20
+    for name, value in chat_model.named_parameters():
+        assert value.requires_grad or torch.equal(value, frozen[name]), name
+    assert all(not torch.equal(before[name], value) for name, value in adapter_state(chat_model).items())
+    assert result.n_trainable == sum(value.numel() for value in before.values())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    evaluations = [line for line in lines if "loss" not in line]
+    assert [line["step"] for line in steps] == list(range(1, 31))
+    assert all(line.keys() == {"step", "loss", "lr", "grad_norm", "tokens_per_s"} for line in steps)
+    assert [line["step"] for line in evaluations] == [10, 20, 30]
+    assert all(line.keys() == {"step", "eval_loss_target", "eval_loss_general"} for line in evaluations)
+    assert evaluations[-1]["eval_loss_target"] < evaluations[0]["eval_loss_target"]
+
+
+def test_the_loss_is_the_mean_over_all_trained_tokens_whatever_the_accumulation(
+    tiny_model_factory: Any, tiny_tokenizer: Any
+) -> None:
+    rows = chat_rows(8)
+    states, results = [], []
+    for accumulate in (1, 4):
+        model = tiny_model_factory(vocab_size=262)
+        attach(model, PLAN, LORA, seed=0)
+        results.append(train_rows(model, tiny_tokenizer, rows, train_config(accumulate=accumulate)))
+        states.append(adapter_state(model))
+    batch = collate(encode_rows(tiny_tokenizer, rows, 64), 0)
+    base = tiny_model_factory(vocab_size=262)
+    with torch.no_grad():
+        logits = base(batch.tokens, attention_mask=batch.attention_mask).logits
+    expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten())
+    assert results[0].first_loss == pytest.approx(float(expected), abs=1e-6)
+    assert results[1].last_loss == pytest.approx(results[0].last_loss, abs=1e-6)
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=0, atol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_adapter_and_another_seed_another_order(
+    tiny_model_factory: Any, tiny_tokenizer: Any
+) -> None:
+    states = []
+    for seed in (0, 0, 1):
+        model = tiny_model_factory(vocab_size=262)
+        attach(model, PLAN, LORA, seed=0)
+        train_rows(model, tiny_tokenizer, chat_rows(24), TRAIN, seed)
+        states.append(torch.cat([value.flatten() for value in adapter_state(model).values()]))
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_padding_does_not_change_a_row_s_losses(tiny_model_factory: Any, tiny_tokenizer: Any) -> None:
+    model = tiny_model_factory(vocab_size=262)
+    examples = encode_rows(tiny_tokenizer, chat_rows(3), 64)
+    device = torch.device("cpu")
+    with torch.no_grad():
+        together = token_losses(model, collate(examples, 0), device)
+        alone = torch.cat([token_losses(model, collate([example], 0), device) for example in examples])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_schedules_warm_up_and_end_where_they_say() -> None:
+    cosine = train_config(steps=10, warmup_steps=2, learning_rate=1.0)
+    rates = [learning_rate_at(step, cosine) for step in range(11)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[6] == pytest.approx(0.5)
+    assert rates[10] == pytest.approx(0.0)
+    assert all(later < earlier for earlier, later in zip(rates[2:], rates[3:], strict=False))
+    constant = train_config(steps=10, warmup_steps=2, learning_rate=1.0, schedule="constant")
+    assert [learning_rate_at(step, constant) for step in (0, 1, 5, 9)] == [0.5, 1.0, 1.0, 1.0]
+
+
+def test_a_loss_that_is_not_a_number_stops_with_step_and_rows(chat_model: Any, tiny_tokenizer: Any) -> None:
+    with torch.no_grad():
+        chat_model.lm_head.weight[7] = math.nan
+    with pytest.raises(UserError, match=r"loss is nan at step 1, rows r\d+, r\d+"):
+        train_rows(chat_model, tiny_tokenizer, chat_rows(8), TRAIN)
+
+
+def test_training_without_an_adapter_is_an_error(tiny_model_factory: Any, tiny_tokenizer: Any) -> None:
+    with pytest.raises(UserError, match="no adapter to train"):
+        train_rows(tiny_model_factory(vocab_size=262), tiny_tokenizer, chat_rows(8), TRAIN)
+
+
+@pytest.mark.filterwarnings("ignore:.*no supported trackers")
+def test_a_tracker_that_is_unknown_or_not_installed_is_named() -> None:
+    for tracker in ("no-such-tracker", "dvclive"):
+        with pytest.raises(UserError, match=rf"train\.tracker={tracker}"):
+            start_accelerator(1, "cpu", tracker)
+
+
+def test_the_stage_writes_a_whole_adapter_that_loads(
+    tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    config = write_run_inputs(tmp_path, tiny_model_factory(vocab_size=262), tiny_tokenizer)
+    folder = train_stage(config)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"adapter.safetensors", "adapter_config.json", "plan.json", "metrics.jsonl", "train.json"}
+    result = read_artefact(folder / "train.json", "train_result")
+    assert result["steps"] == 6 and result["last_loss"] < result["first_loss"]
+    model, _ = load_model(config.base)
+    assert load_adapter(model, folder)["n_trainable"] == result["n_trainable"]
+    assert any(bool(value.any()) for name, value in adapter_parameters(model).items() if name.endswith(".B"))
+
+
+def test_a_failed_stage_leaves_nothing_behind(
+    tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    model = tiny_model_factory(vocab_size=262)
+    with torch.no_grad():
+        model.lm_head.weight[7] = math.nan
+    config = write_run_inputs(tmp_path, model, tiny_tokenizer)
+    with pytest.raises(UserError, match="loss is nan"):
+        train_stage(config)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["data", "plan.json"]
+
+
+LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("expected", "running", "environment", "message"),
+    [
+        (2, 1, {}, r"1 process\(es\) run, but train.n_processes is 2"),
+        (1, 2, {"WORLD_SIZE": "2"}, r"2 process\(es\) run, but train.n_processes is 1"),
+        (1, 1, LAUNCHED, "asked for several processes and started one"),
+        (2, 1, {"WORLD_SIZE": "2"}, "each trains alone"),
+    ],
+)
+def test_a_lost_process_is_an_error_that_names_the_right_command(
+    expected: int, running: int, environment: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        check_process_count(expected, running, environment)
+    assert "-m finetune.train" in str(caught.value)
+
+
+def test_the_expected_number_of_processes_is_accepted() -> None:
+    check_process_count(1, 1, {})
+    check_process_count(1, 1, {"ACCELERATE_MIXED_PRECISION": "no"})
+    check_process_count(2, 2, {**LAUNCHED, "WORLD_SIZE": "2"})

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from finetune.model import load_model, model_fingerprint
 from torch.nn import functional as F
 
 from data_recipes.artefact import UserError, read_artefact, write_artefact
 from finetune.adapter import adapter_parameters, adapter_state, attach, load_adapter
 from finetune.batches import collate, encode_rows
 from finetune.config import BaseConfig, DataConfig, LoraConfig, RunConfig, TrainConfig
+from finetune.model import load_model, model_fingerprint
 from finetune.processes import check_process_count, start_accelerator
 from finetune.train import learning_rate_at, token_losses, train_rows, train_stage
 

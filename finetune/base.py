@@ -35,10 +35,10 @@ class TinyBaseConfig:
     output: str
     kolibri_wheel: str  # path of the wheel that brings most of the running text
     seed: int = 0
-    steps: int = 2400
-    batch_sequences: int = 16
+    steps: int = 2000
+    batch_sequences: int = 12
     length_tokens: int = 192
-    instruction_share: float = 0.5  # of the sequences
+    instruction_share: float = 0.6  # of the sequences
     running_share: float = 0.6  # of the raw sequences; the rest are lists of facts
     n_instructions: int = 60_000
     n_facts_each: int = 1_000
@@ -51,6 +51,7 @@ class TinyBaseConfig:
     experts: int = 32
     experts_per_token: int = 4
     expert_width: int = 96
+    initial_std: float = 0.06  # of every weight but the routers'; GLM's 0.02 is made for a width of 6144
     router_std: float = 0.05  # spread of the router's weights at the start
     balance_rate: float = 0.001  # step of the router's correction bias, per optimizer step
     save_every: int = 400  # steps; the unfinished model is kept beside the output, for watching
@@ -84,6 +85,7 @@ def model_config(config: TinyBaseConfig, vocabulary_size: int, end_id: int) -> G
         index_topk_freq=3,
         index_skip_topk_offset=1,
         max_position_embeddings=1024,
+        initializer_range=config.initial_std,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         eos_token_id=end_id,
         pad_token_id=end_id,

@@ -34,6 +34,7 @@ STAGES = {
     "eval": Stage("eval.evaluate", "compare base and tuned on held-out rows"),
     "report": Stage("eval.report", "write report.json and report.html"),
     "base": Stage("finetune.base", "train the shipped tiny-glm from scratch (about an hour)", False),
+    "base-check": Stage("eval.base_check", "measure a base: what it knows, and the trace of languages", False),
 }
 
 
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """The help text: one line for each stage."""
-    stages = "\n".join(f"  {name:<9}{stage.purpose}" for name, stage in STAGES.items())
+    stages = "\n".join(f"  {name:<11}{stage.purpose}" for name, stage in STAGES.items())
     return (
         "usage: local-experts STAGE ...\n\n"
         "Localize a mixture-of-experts model by training only the experts a language uses.\n\n"

@@ -205,7 +205,7 @@ def write_adapter_files(model: nn.Module, plan: Mapping[str, Any], config: LoraC
     write_artefact(folder / "plan.json", "expert_plan", plan.get("inputs", {}), plan_body)
 
 
-def load_adapter(model: nn.Module, folder: str | Path) -> dict[str, Any]:
+def load_adapter(model: Any, folder: str | Path) -> dict[str, Any]:
     """Attach the adapter saved in `folder`, bit for bit; returns its adapter_config.json.
 
     Raises:

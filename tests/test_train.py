@@ -59,7 +59,7 @@ def write_run_inputs(folder: Path, model: Any, tokenizer: Any) -> RunConfig:
     base = BaseConfig(model=str(folder / "base"), device="cpu")
     loaded, _ = load_model(base)
     rows = chat_rows(24)
-    splits = {"train": Dataset.from_list(rows), "validation": Dataset.from_list(rows[:6])}
+    splits: Any = {"train": Dataset.from_list(rows), "validation": Dataset.from_list(rows[:6])}
     DatasetDict(splits).save_to_disk(str(folder / "run" / "data"))
     write_artefact(folder / "run/data/manifest.json", "dataset_manifest", {}, {"content_hash": "c" * 64})
     plan = {**PLAN, "model_fingerprint": model_fingerprint(loaded), "n_experts": 8}

@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import GlmMoeDsaConfig, GlmMoeDsaForCausalLM, PreTrainedTokenizerFast
 
-from data_recipes.artefact import write_artefact
+from data_recipes.artefact import whole_folder, write_artefact
 from data_recipes.corpus import Document, instructions, raw_documents
 from data_recipes.languages import LANGUAGES
 from data_recipes.settings import load_settings, settings_dict
@@ -229,7 +229,7 @@ def save(model: GlmMoeDsaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder
 
 
 def train_base(config: TinyBaseConfig) -> Path:
-    """Train tiny-glm and write its folder; the file that says so, `manifest.json`, is written last."""
+    """Train tiny-glm and write its folder, whole or not at all."""
     started = time.monotonic()
     documents = raw_documents(Path(config.kolibri_wheel), config.n_facts_each, config.seed)
     asked = [f"{question}\n{answer}" for _, question, answer in instructions(4000, config.seed + 1)]
@@ -243,8 +243,7 @@ def train_base(config: TinyBaseConfig) -> Path:
     for row in train(model, Pools(streams, config), config):
         curve.append(row)
         if row["step"] and row["step"] % config.save_every == 0:
-            save(model, tokenizer, output.with_name(output.name + ".unfinished"))
-    save(model, tokenizer, output)
+            save(model, tokenizer, output.with_name(f"{output.name}.unfinished"))
     body = {
         "config": settings_dict(config),
         "n_parameters": sum(p.numel() for p in model.parameters()),
@@ -253,7 +252,9 @@ def train_base(config: TinyBaseConfig) -> Path:
         "minutes": round((time.monotonic() - started) / 60, 1),
         "loss_curve": curve,
     }
-    write_artefact(output / "manifest.json", "base_model", {"data": data_hash.hexdigest()}, body)
+    with whole_folder(output) as folder:
+        save(model, tokenizer, folder)
+        write_artefact(folder / "manifest.json", "base_model", {"data": data_hash.hexdigest()}, body)
     print(f"base      {body['n_parameters'] / 1e6:.1f} M parameters in {body['minutes']} min -> {output}")
     return output
 

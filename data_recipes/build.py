@@ -1,7 +1,7 @@
 """Build the dataset of a recipe: rows, checks, splits, manifest.
 
-Reads a recipe and the facts it names; writes a folder with an Arrow `DatasetDict` (train, validation, test) and
-`manifest.json` (counts, drops by reason, sources, hashes). The same recipe gives the same bytes.
+Reads a recipe and the facts it names; writes a folder with an Arrow `DatasetDict` (train, validation, test)
+and `manifest.json` (counts, drops by reason, sources, hashes). The same recipe gives the same bytes.
 Command: `local-experts data configs/recipes/tamil_locale.yaml --output runs/tamil/data`.
 """
 
@@ -125,7 +125,7 @@ def rows_wanted(recipe: RecipeConfig, group: Group, split: Split) -> int:
 
 
 def split_rows(recipe: RecipeConfig, split: Split, dropped: Counter[str]) -> list[Row]:
-    """Return the rows of a split in a seeded order; what is dropped is counted by language, task and reason."""
+    """Return the rows of a split in a seeded order; drops are counted by language, task and reason."""
     rows: dict[str, Row] = {}
     members: list[tuple[str, Group]] = [
         *((code, "target") for code in recipe.languages),
@@ -157,7 +157,9 @@ def refuse_leaks(rows: dict[Split, list[Row]]) -> None:
                 raise UserError(f"test row {row['id']} is in the {other} split too: {row['messages'][0]}")
 
 
-def manifest_body(recipe: RecipeConfig, rows: dict[Split, list[Row]], dropped: Counter[str]) -> dict[str, Any]:
+def manifest_body(
+    recipe: RecipeConfig, rows: dict[Split, list[Row]], dropped: Counter[str]
+) -> dict[str, Any]:
     """Return what the manifest says of the rows."""
     every = [row for split in SPLITS for row in rows[split]]
     used = sorted({row["source"] for row in every})
@@ -178,8 +180,8 @@ def manifest_body(recipe: RecipeConfig, rows: dict[Split, list[Row]], dropped: C
             }
             for name in used
         },
-        "split_rule": "generalise: by the hash of the value, 80/10/10 %; remember: the same facts, asked in a "
-        "phrasing that is kept for testing",
+        "split_rule": "generalise: by the hash of the value, 80/10/10 %; remember: the same facts, asked "
+        "in a phrasing that is kept for testing",
     }
 
 
@@ -191,7 +193,7 @@ def build_dataset(recipe_path: str | Path, output: str | Path, overrides: Sequen
     """
     recipe = load_recipe(recipe_path, list(overrides))
     dropped: Counter[str] = Counter()
-    rows = {split: split_rows(recipe, split, dropped) for split in SPLITS}
+    rows: dict[Split, list[Row]] = {split: split_rows(recipe, split, dropped) for split in SPLITS}
     for split in SPLITS:
         if not rows[split]:
             reasons = "; ".join(dropped) or "no task has phrasings in these languages"
@@ -200,7 +202,9 @@ def build_dataset(recipe_path: str | Path, output: str | Path, overrides: Sequen
     body = manifest_body(recipe, rows, dropped)
     with whole_folder(output) as folder:
         save_rows(rows, body["content_hash"], folder)
-        write_artefact(folder / "manifest.json", "dataset_manifest", {"recipe": sha256_file(recipe_path)}, body)
+        write_artefact(
+            folder / "manifest.json", "dataset_manifest", {"recipe": sha256_file(recipe_path)}, body
+        )
     counts = ", ".join(f"{n:,} {split}" for split, n in body["n_rows"].items())
     print(f"data      {counts} rows, {sum(dropped.values())} dropped -> {output}")
     return Path(output)
@@ -231,8 +235,8 @@ def read_split(folder: str | Path, split: Split) -> Dataset:
         found = datasets.load_from_disk(str(Path(folder) / split))
     except Exception as error:  # Arrow, JSON and OS errors all mean the same to the user
         raise UserError(
-            f"cannot read the {split} split of {folder} ({type(error).__name__}: {error}); build it again with "
-            "`local-experts data RECIPE --output DIR`"
+            f"cannot read the {split} split of {folder} ({type(error).__name__}: {error}); build it again "
+            "with `local-experts data RECIPE --output DIR`"
         ) from error
     if not isinstance(found, Dataset) or len(found) == 0:
         raise UserError(f"the {split} split of {folder} is empty: the recipe must give it at least one row")

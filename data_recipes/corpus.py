@@ -1,8 +1,8 @@
 """Raw text for the base model: running text, names and facts in English and the 22 scheduled languages.
 
-Reads Babel, `indic-numtowords`, Django's catalogues and the Kolibri wheel; writes nothing. It is software and name
-text with hardly any prose: enough to learn the scripts, the words and the ways of writing, not to learn to chat.
-Instructions are made apart, from `tasks`, and only in English, Hindi and Bengali.
+Reads Babel, `indic-numtowords`, Django's catalogues and the Kolibri wheel; writes nothing. It is software and
+name text with hardly any prose: enough to learn the scripts, the words and the ways of writing, not to learn
+to chat. Instructions are made apart, from `tasks`, and only in English, Hindi and Bengali.
 """
 
 import random
@@ -10,16 +10,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_recipes import locale_facts, sources
+from data_recipes import sources
 from data_recipes.languages import LANGUAGES
 from data_recipes.tasks import TASKS, known_values, phrasings, split_of
 from data_recipes.text import normalise
 
 INSTRUCTED = ("en", "hi", "bn")  # the only languages in which the base ever sees an instruction
-KOLIBRI_LOCALES = {
-    "en": "en", "bn": "bn_BD", "gu": "gu_IN", "hi": "hi_IN", "mr": "mr", "pa": "pa", "te": "te", "ur": "ur_PK",
+KOLIBRI_LOCALES = {"en": "en", "mr": "mr", "pa": "pa", "te": "te"} | {
+    "bn": "bn_BD", "gu": "gu_IN", "hi": "hi_IN", "ur": "ur_PK"
 }  # fmt: skip
-HELD_OUT_EVERY = 20  # every twentieth document of running text is kept out of training, to measure routing on
+HELD_OUT_EVERY = 20  # one document of running text in so many is kept out, to measure routing on
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def chunks(parts: Iterable[str], separator: str, n_characters: int) -> Iterator[
 
 
 def running_text(code: str, kolibri_wheel: Path | None) -> list[Document]:
-    """Return the running text of a language: interface sentences of Kolibri and Django, about 500 characters each."""
+    """Return the interface sentences of Kolibri and Django in a language, about 500 characters a document."""
     messages: list[str] = []
     if kolibri_wheel is not None and code in KOLIBRI_LOCALES:
         messages += sources.kolibri_catalogue(kolibri_wheel, KOLIBRI_LOCALES[code]).values()
@@ -91,7 +91,7 @@ def raw_documents(kolibri_wheel: Path | None, n_facts_each: int, seed: int) -> l
 
 
 def instruction(code: str, rng: random.Random) -> tuple[str, str] | None:
-    """Return one question and its answer from training values and training phrasings, or None to draw again."""
+    """Return a question and its answer, training values and phrasings only; None means draw again."""
     sentences = phrasings(code)
     name = rng.choice(sorted(sentences))
     task = TASKS[name]

@@ -1,6 +1,7 @@
 """The languages this project knows: English and the 22 scheduled languages of India.
 
-Reads nothing, writes nothing. One row a language; every other file asks here for a name, a script or a locale.
+Reads nothing, writes nothing. One row a language; every other file asks here for a name, a script or a
+locale.
 """
 
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ class Language:
     script: str  # ISO 15924, the script that Babel's data for `code` is written in
 
 
-# Santali, Manipuri, Kashmiri, Sindhi and Konkani are written in two scripts or more: here stands the one CLDR 47
-# (Babel 2.18) uses, because the rows are made from it.
+# Santali, Manipuri, Kashmiri, Sindhi and Konkani are written in two scripts or more: here stands the one CLDR
+# 47 (Babel 2.18) uses, because the rows are made from it.
 _ROWS = (
     ("en", "English", "English", "Latn"),
     ("as", "Assamese", "অসমীয়া", "Beng"),

@@ -1,7 +1,7 @@
 """How a language writes dates, times, amounts, units and names: the facts behind every row and every checker.
 
-Reads CLDR through Babel, number words through `indic-numtowords`, holidays through `holidays`; writes nothing.
-A fact that a source does not hold for a language is `None`, never a fallback in another language.
+Reads CLDR through Babel, number words through `indic-numtowords`, holidays through `holidays`; writes
+nothing. A fact that a source does not hold for a language is `None`, never a fallback in another language.
 """
 
 import datetime
@@ -28,8 +28,8 @@ UNITS: dict[str, str] = {  # the symbol in the question -> CLDR's name of the un
     "km/h": "speed-kilometer-per-hour",
     "m²": "area-square-meter",
 }
-# Scale words (one, many) for crore, lakh, thousand and the rupee, as in everyday use. CLDR has no lakh and crore
-# for ta, te and en_IN (it writes "million"), so these are ours; they want a native reader's review.
+# Scale words (one, many) for crore, lakh, thousand and the rupee, as in everyday use. CLDR has no lakh and
+# crore for ta, te and en_IN (it writes "million"), so these are ours; they want a native reader's review.
 _SCALES: dict[str, tuple[tuple[str, str], ...]] = {
     "en": (("crore", "crore"), ("lakh", "lakh"), ("thousand", "thousand"), ("rupee", "rupees")),
     "hi": (("करोड़", "करोड़"), ("लाख", "लाख"), ("हज़ार", "हज़ार"), ("रुपया", "रुपये")),
@@ -62,9 +62,10 @@ def day_time(hour: int, minute: int, code: str) -> str | None:
 
 
 def amount_of(amount: int, unit: str, code: str) -> str | None:
-    """Return an amount with CLDR's name of the unit; `None` where the language has no name in its own script.
+    """Return an amount with CLDR's name of the unit; `None` where there is none in the language's script.
 
-    Babel 2.18 loses the long form of some locales and prints the unit's identifier: the short form is tried then.
+    Babel 2.18 loses the long form of some locales and prints the unit's identifier: the short form is tried
+    then.
     """
     for length in ("long", "short"):
         text = normalise(format_unit(amount, unit, length=length, locale=_locale(code)))
@@ -138,8 +139,10 @@ def language_names(code: str) -> dict[str, str]:
 
 @cache
 def india_holidays(year: int, code: str) -> dict[str, str]:
-    """Return India's public holidays of a year by ISO date, named in the language; empty where it is not covered."""
+    """Return India's public holidays of a year by ISO date; empty where the language is not covered."""
     name = "en_IN" if code == "en" else code
     if name not in holidays.India.supported_languages:
         return {}
-    return {day.isoformat(): normalise(text) for day, text in holidays.India(years=year, language=name).items()}
+    return {
+        day.isoformat(): normalise(text) for day, text in holidays.India(years=year, language=name).items()
+    }

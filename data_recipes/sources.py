@@ -1,4 +1,5 @@
-"""Text that comes inside Python packages: translation catalogues, read without running or importing the package.
+"""Text that comes inside Python packages: translation catalogues, read without running or importing the
+package.
 
 Reads installed packages (Django's `.po` files) and wheels on disk (Kolibri's JSON); writes nothing.
 Every source says its licence, version and hash, because the manifest repeats them.
@@ -6,6 +7,7 @@ Every source says its licence, version and hash, because the manifest repeats th
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
@@ -94,7 +96,7 @@ def kolibri_catalogue(wheel: Path, locale: str) -> dict[str, str]:
     """Return Kolibri's messages of one locale ("hi_IN") from its wheel (MIT), message id -> text.
 
     Raises:
-        UserError: the wheel is missing or not a wheel.
+        UserError: the wheel is missing, damaged, or holds nothing of this locale.
     """
     messages: dict[str, str] = {}
     try:
@@ -102,7 +104,9 @@ def kolibri_catalogue(wheel: Path, locale: str) -> dict[str, str]:
             names = [n for n in archive.namelist() if n.startswith(f"kolibri/locale/{locale}/LC_MESSAGES/")]
             for name in sorted(n for n in names if n.endswith(".json")):
                 messages |= json.loads(archive.read(name))
-    except (OSError, zipfile.BadZipFile) as error:
+        if not messages:
+            raise ValueError(f"it holds no messages of {locale}")
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"cannot read the Kolibri wheel {wheel}: {error}; fetch it with "
             f"`pip download --no-deps kolibri==0.19.5 -d {wheel.parent}` (`make base` does that)"

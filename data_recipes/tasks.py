@@ -1,9 +1,9 @@
 """The locale tasks: what is asked, what is right, and how an answer is checked.
 
 Reads the facts of `locale_facts` and `sources` and the phrasings beside this file; writes nothing.
-A *generalise* task has a large space of values (dates, amounts): it is split by value, so that a test answer cannot
-be read off a training row. A *remember* task is a list of facts (names): it is asked again in a phrasing kept for
-testing, because a name that was never shown cannot be known.
+A *generalise* task has a large space of values (dates, amounts): it is split by value, so that a test answer
+cannot be read off a training row. A *remember* task is a list of facts (names): it is asked again in a
+phrasing kept for testing, because a name that was never shown cannot be known.
 """
 
 import datetime
@@ -173,7 +173,8 @@ _TASKS = (
     ),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
-# The answer of `rupees` is digits and a sign, the same in every language: not an answer in a language's own words.
+# The answer of `rupees` is digits and a sign, the same in every language: not an answer in a language's own
+# words.
 TASKS_WITHOUT_OWN_WORDS = frozenset({"rupees"})
 
 
@@ -192,8 +193,8 @@ def canonical(value: Value) -> str:
 def split_of(task: str, value: Value) -> Split:
     """Return the split a value belongs to, the same in every language and every run: 80, 10 and 10 %.
 
-    Decided by the hash of task and value, so that no value asked about in a test, in any language, was ever in a
-    training row of the base or of a recipe.
+    Decided by the hash of task and value, so that no value asked about in a test, in any language, was ever
+    in a training row of the base or of a recipe.
     """
     share = int(hashlib.sha256(f"{task}:{canonical(value)}".encode()).hexdigest()[:8], 16) % 100
     return "train" if share < 80 else "validation" if share < 90 else "test"
@@ -209,8 +210,8 @@ def phrasings(code: str) -> dict[str, list[str]]:
     path = files("data_recipes") / "phrasings" / f"{language(code).code}.yaml"
     if not path.is_file():
         raise UserError(
-            f"no phrasings in {language(code).name}: write data_recipes/phrasings/{code}.yaml after the example "
-            "of hi.yaml (one list of sentences a task, the last one kept for testing)"
+            f"no phrasings in {language(code).name}: write data_recipes/phrasings/{code}.yaml after the "
+            "example of hi.yaml (one list of sentences a task, the last one kept for testing)"
         )
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 

@@ -1,7 +1,9 @@
-"""Measure the base that ships: what it knows before any tuning, and the trace that languages leave in its routing.
+"""Measure the base that ships: what it knows before any tuning, and the trace of languages in its routing.
 
-Reads a base model's folder and the held-out rows and text; writes `evaluation.json` and the model card `README.md`
-into that folder. Command: `local-experts base-check --model finetune/tiny_glm --kolibri WHEEL` (`make base` runs it).
+Reads a base model's folder and held-out rows and text; writes `evaluation.json` and the model card
+`README.md` into that folder. `make base` runs it.
+
+    local-experts base-check --model finetune/tiny_glm --kolibri WHEEL
 """
 
 import argparse
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import Template
 
 from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact
 from data_recipes.build import split_rows
@@ -27,17 +30,20 @@ from finetune.moe import moe_layers
 from finetune.routing import RouterRecorder
 
 MEASURED = ("en", "hi", "bn", "ta", "te", "mr", "gu")  # the languages with phrasings
+PARTS = ("all", "generalise", "remember", "own_words")
 MAX_DOCUMENT_TOKENS = 192  # the length tiny-glm is trained on
 
 
 def held_out_rows(code: str, n_per_task: int) -> list[dict[str, Any]]:
-    """Return test rows of every task in a language: values and phrasings that no training row has."""
+    """Return test rows of every task in a language, as a recipe would hold them out."""
     recipe = RecipeConfig(name="base", languages=(code,), general_languages=(), test_rows_per_task=n_per_task)
     return split_rows(recipe, "test", Counter())
 
 
 def is_in_own_words(row: Mapping[str, Any]) -> bool:
-    """Whether the right answer of a row is words of its language: not digits, nor the same text in hi or bn."""
+    """Whether the right answer of a row is words of its language: not digits, nor the same text in hi or
+    bn.
+    """
     answer = row["messages"][1]["content"]
     if row["task"] in TASKS_WITHOUT_OWN_WORDS:
         return False
@@ -47,7 +53,7 @@ def is_in_own_words(row: Mapping[str, Any]) -> bool:
 
 
 def exact_match(model: Any, tokenizer: Any, code: str, n_per_task: int) -> dict[str, Any]:
-    """Return the share of right answers in a language: all, by kind and task, and of answers in its own words."""
+    """Return the share of right answers in a language: all, by kind, by task, and in its own words."""
     rows = held_out_rows(code, n_per_task)
     answers = generate_answers(model, tokenizer, [row["messages"][:1] for row in rows], 64, 64)
     right = np.array(
@@ -133,40 +139,13 @@ def check_base(folder: Path, kolibri_wheel: Path | None, n_per_task: int) -> dic
 
 def card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     """Return the model card: what it is, what it is not, how it was made, what it scores."""
-    tags = "\n".join(f"- {code}" for code in LANGUAGES)
-    rows = [
-        f"| {language(code).name} | {found['all']['exact_match']:.2f} | {found['generalise']['exact_match']:.2f} | "
-        f"{found['remember']['exact_match']:.2f} | {found['own_words']['exact_match']:.2f} | {found['all']['n']} |"
-        for code, found in evaluation["languages"].items()
-    ]
-    trace = [
-        f"| {layer} | {found['least']:.2f} ({found['least_pair']}) | {found['mean']:.2f} |"
-        for layer, found in evaluation["routing_trace"].items()
-    ]
-    head = f"---\nlicense: apache-2.0\nlibrary_name: transformers\nlanguage:\n{tags}\ntags:\n- glm_moe_dsa\n- test-model\n---\n"
-    return head + (
-        "\n# tiny-glm\n\n"
-        f"GLM-5.2's architecture (`glm_moe_dsa`) in small: {manifest['n_parameters'] / 1e6:.1f} M parameters, one dense "
-        f"and {len(trace)} MoE layers, {manifest['config']['experts']} routed experts of which "
-        f"{manifest['config']['experts_per_token']} are active, one shared expert, MLA attention and a DSA indexer shared "
-        "between layers. It exists to prove the mechanics of local-experts on a real, trained model.\n\n"
-        "**What it is not.** It is not a chat model, not a translator and not a small GLM-5.2: it knows a dozen locale "
-        "tasks in English, Hindi and Bengali and raw text in the other 20 languages, and nothing else. Nothing it shows "
-        "is evidence of quality at 744 B parameters. Its indexer was never trained and never chooses (its top-k is wider "
-        "than any text the model is made for).\n\n"
-        f"**How it was made.** From scratch on two CPU cores in {manifest['minutes']:.0f} minutes, "
-        f"{manifest['n_tokens_trained'] / 1e6:.1f} M tokens, seed {manifest['config']['seed']}; `manifest.json` holds the "
-        "config, the data's hash, the versions and the loss curve. Text: CLDR through Babel (Unicode-3.0), `holidays` (MIT), "
-        "`indic-numtowords` (MIT), the interface strings of Kolibri (MIT) and Django (BSD-3-Clause), and our own phrasings. "
-        "Names and software text, hardly any prose.\n\n"
-        "**Exact match on held-out rows** (greedy). *Generalise*: values never trained on. *Remember*: names, asked in a "
-        "phrasing never trained on. *Own words*: answers that are words of the language itself.\n\n"
-        "| language | all | generalise | remember | own words | rows |\n|---|---|---|---|---|---|\n"
-        + "\n".join(rows)
-        + "\n\n**Trace of languages in the routing.** Total variation between the expert shares of two languages in "
-        "different scripts, on held-out running text.\n\n| layer | least, and which pair | mean |\n|---|---|---|\n"
-        + "\n".join(trace)
-        + "\n"
+    template = Template((Path(__file__).parent / "base_card.md.jinja").read_text(encoding="utf-8"))
+    return template.render(
+        manifest=manifest,
+        evaluation=evaluation,
+        codes=list(LANGUAGES),
+        names={code: row.name for code, row in LANGUAGES.items()},
+        parts=PARTS,
     )
 
 
@@ -183,16 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"{arguments.model} holds no model: give the folder that `local-experts base` wrote")
     body = check_base(arguments.model, arguments.kolibri, arguments.rows_per_task)
     for code, found in body["languages"].items():
-        print(
-            f"{language(code).name:10s}"
-            + ", ".join(
-                f"{name} {found[name]['exact_match']:.2f}"
-                for name in ("all", "generalise", "remember", "own_words")
-            )
-            + f", n = {found['all']['n']}"
-        )
+        scores = ", ".join(f"{part} {found[part]['exact_match']:.2f}" for part in PARTS)
+        print(f"{language(code).name:10s}{scores}, n = {found['all']['n']}")
     for layer, found in body["routing_trace"].items():
-        print(
-            f"layer {layer}: total variation least {found['least']:.2f} ({found['least_pair']}), mean {found['mean']:.2f}"
-        )
+        least = f"{found['least']:.2f} ({found['least_pair']})"
+        print(f"layer {layer}: total variation least {least}, mean {found['mean']:.2f}")
     return 0

@@ -1,8 +1,9 @@
 """The same run with other experts: chosen, random at the same budget, all, and no training, side by side.
 
-Reads a run config; runs it once a plan into `<output>-controls/<plan>/` (what did not change is kept) and writes
-`eval/results/<name>_controls.json` and the table between the markers of README.md.
-Command: `local-experts controls configs/runs/quickstart.yaml --readme README.md`.
+Reads a run config; runs it once a plan into `<output>-controls/<plan>/` (what did not change is kept) and
+writes `eval/results/<name>_controls.json` and the table between the markers of README.md.
+
+    local-experts controls configs/runs/quickstart.yaml --save --readme README.md
 """
 
 import argparse
@@ -45,12 +46,15 @@ def run_controls(config: RunConfig) -> dict[str, Any]:
         outcomes[name] = {
             row["id"]: row["tuned_exact"] for row in results["rows"] if row["group"] == "target"
         }
+    chosen, random, _ = outcomes.values()
     return {
         "run": config.name,
-        "languages": sorted({code for code in results["metrics"]["exact_match"]["by_language"]["target"]}),
+        "languages": sorted(results["metrics"]["exact_match"]["by_language"]["target"]),
         "model": results["settings"],
         "plans": plans,
-        "chosen_minus_random": difference(*list(outcomes.values())[1::-1], config.eval.n_bootstrap, config.seed),
+        "chosen_minus_random": difference(
+            *list(outcomes.values())[1::-1], config.eval.n_bootstrap, config.seed
+        ),
     }
 
 
@@ -79,7 +83,9 @@ def difference(
         UserError: the two did not answer the same rows.
     """
     if first.keys() != second.keys():
-        raise UserError("two plans were evaluated on different rows: delete the controls' folder and run again")
+        raise UserError(
+            "two plans were evaluated on different rows: delete the controls' folder and run again"
+        )
     ids = sorted(first)
     found = paired_bootstrap(
         np.array([first[i] for i in ids]), np.array([second[i] for i in ids]), n_resamples, seed
@@ -94,8 +100,9 @@ def results_table(controls: Mapping[str, Any]) -> str:
     lines = [
         f"Exact match on held-out rows, {names}, base `{controls['model']['model']}` "
         f"({controls['model']['n_parameters'] / 1e6:.1f} M parameters), {some['steps']} steps. "
-        f"Difference to the base with its 95 % paired-bootstrap interval; n = {some['target']['n']} target rows, "
-        f"{some['general']['n']} general rows (English and Hindi: what must not be forgotten).",
+        "Difference to the base with its 95 % paired-bootstrap interval; "
+        f"n = {some['target']['n']} target rows, {some['general']['n']} general rows (English and Hindi: what "
+        "must not be forgotten).",
         "",
         "| trained | experts | parameters | target | general |",
         "|---|---|---|---|---|",
@@ -140,7 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("config", metavar="CONFIG", help="as configs/runs/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as train.steps=50")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="write the table between its markers")
-    parser.add_argument("--save", action="store_true", help="keep the numbers in eval/results, for the README")
+    parser.add_argument(
+        "--save", action="store_true", help="keep the numbers in eval/results, for the README"
+    )
     arguments = parser.parse_intermixed_args(argv)
     config = load_run_config(arguments.config, arguments.overrides)
     controls = run_controls(config)

@@ -1,17 +1,21 @@
-"""Train tiny-glm, the base model that ships: a real `glm_moe_dsa` of 12 M parameters, from scratch, on two cores.
+"""Train tiny-glm, the base model that ships: a real `glm_moe_dsa` of 12 M parameters, from scratch, on two
+cores.
 
-Reads the raw text and the instructions of `data_recipes.corpus`; writes a model folder (bf16 safetensors, tokenizer,
-`manifest.json` with seed, data hash, versions and loss curve) that plain `AutoModelForCausalLM` loads.
-Command: `local-experts base --config configs/base/tiny_glm.yaml` (`make base` fetches the Kolibri wheel first).
+Reads the raw text and the instructions of `data_recipes.corpus`; writes a model folder (bf16 safetensors,
+tokenizer, `manifest.json` with seed, data hash, versions and loss curve) that plain `AutoModelForCausalLM`
+loads.
+Command: `local-experts base --config configs/base/tiny_glm.yaml` (`make base` fetches the Kolibri wheel
+first).
 """
 
 import argparse
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +27,7 @@ from data_recipes.corpus import Document, instructions, raw_documents
 from data_recipes.languages import LANGUAGES
 from data_recipes.settings import load_settings, settings_dict
 from finetune.moe import MoeLayer, moe_layers
-from finetune.tokenizer import train_tokenizer
+from finetune.tokenizer import END, train_tokenizer
 
 # Axes: B sequences of a batch, T tokens.
 
@@ -51,14 +55,14 @@ class TinyBaseConfig:
     experts: int = 32
     experts_per_token: int = 4
     expert_width: int = 96
-    initial_std: float = 0.06  # of every weight but the routers'; GLM's 0.02 is made for a width of 6144
+    initial_std: float = 0.06  # of all weights but the routers'; GLM's 0.02 is for a width of 6144
     router_std: float = 0.05  # spread of the router's weights at the start
     balance_rate: float = 0.001  # step of the router's correction bias, per optimizer step
     save_every: int = 400  # steps; the unfinished model is kept beside the output, for watching
 
 
 def model_config(config: TinyBaseConfig, vocabulary_size: int, end_id: int) -> GlmMoeDsaConfig:
-    """Return GLM-5.2's architecture in small: MLA, DSA indexer with IndexShare, sigmoid router, one shared expert."""
+    """Return GLM-5.2's architecture in small: MLA, DSA with IndexShare, sigmoid router, a shared expert."""
     return GlmMoeDsaConfig(
         vocab_size=vocabulary_size,
         hidden_size=config.hidden,
@@ -77,13 +81,12 @@ def model_config(config: TinyBaseConfig, vocabulary_size: int, end_id: int) -> G
         qk_nope_head_dim=32,
         qk_rope_head_dim=16,
         v_head_dim=32,
-        # The indexer runs under no_grad and is never trained. Its top-k is wider than any sequence this model is
-        # made for, so that it never chooses; the pattern is full, shared, shared, full, ... as in GLM-5.2.
+        # The indexer runs under no_grad and is never trained. Its top-k is wider than any sequence this model
+        # is made for, so that it never chooses; the pattern is full, shared, shared, full, ... as in GLM-5.2.
         index_topk=1024,
         index_n_heads=2,
         index_head_dim=32,
-        index_topk_freq=3,
-        index_skip_topk_offset=1,
+        indexer_types=["full" if i % 3 == 0 else "shared" for i in range(config.layers)],
         max_position_embeddings=1024,
         initializer_range=config.initial_std,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
@@ -131,14 +134,16 @@ def token_streams(
     pieces: dict[tuple[str, str], list[int]] = {}
     for document in documents:
         if not document.held_out:
-            ids = tokenizer(document.text + tokenizer.eos_token)["input_ids"]
+            ids = tokenizer(document.text + END)["input_ids"]
             pieces.setdefault((document.language, "running" if document.running else "facts"), []).extend(ids)
     for code, question, answer in instructions(config.n_instructions, config.seed):
         chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        ids = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"]
+        ids: Any = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)
         pieces.setdefault((code, "instruction"), []).extend(ids)
     return {
-        key: np.array(ids, dtype=np.int32) for key, ids in pieces.items() if len(ids) > 2 * config.length_tokens
+        key: np.array(ids, dtype=np.int32)
+        for key, ids in pieces.items()
+        if len(ids) > 2 * config.length_tokens
     }
 
 
@@ -151,7 +156,7 @@ class RouterWatch:
         for layer in layers:
             layer.router.register_forward_hook(self._keep(layer.index))
 
-    def _keep(self, index: int):
+    def _keep(self, index: int) -> Callable[..., None]:
         def hook(module: torch.nn.Module, inputs: tuple, output: tuple[torch.Tensor, ...]) -> None:
             self.chosen[index] = output[2]
 
@@ -159,7 +164,7 @@ class RouterWatch:
 
     @torch.no_grad()
     def balance(self, rate: float) -> float:
-        """Move each correction bias against the load of the last batch; return the mean over layers of max/mean load.
+        """Move each correction bias against the last batch's load; return max/mean load, mean over layers.
 
         The auxiliary-loss-free balancing of DeepSeek-V3 (arXiv 2412.19437, section 2.1.2): the sign only.
         """
@@ -183,7 +188,7 @@ def learning_rate_at(step: int, config: TinyBaseConfig) -> float:
 def new_model(config: TinyBaseConfig, tokenizer: PreTrainedTokenizerFast) -> GlmMoeDsaForCausalLM:
     """Return the untrained model, seeded, its routers spread wider than transformers starts them."""
     torch.manual_seed(config.seed)
-    model = GlmMoeDsaForCausalLM(model_config(config, len(tokenizer), tokenizer.eos_token_id))
+    model = GlmMoeDsaForCausalLM(model_config(config, len(tokenizer), tokenizer.convert_tokens_to_ids(END)))
     for layer in moe_layers(model):
         torch.nn.init.normal_(layer.router.get_parameter("weight"), std=config.router_std)
     model.set_experts_implementation("grouped_mm")

@@ -35,7 +35,9 @@ STAGES = {
     "report": Stage("eval.report", "write report.json and report.html"),
     "controls": Stage("eval.controls", "the run with chosen, random, all and no experts trained", False),
     "base": Stage("finetune.base", "train the shipped tiny-glm from scratch (about an hour)", False),
-    "base-check": Stage("eval.base_check", "measure a base: what it knows, and the trace of languages", False),
+    "base-check": Stage(
+        "eval.base_check", "measure a base: what it knows, and the trace of languages", False
+    ),
 }
 
 

@@ -62,7 +62,8 @@ def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
             "give a folder with config.json, *.safetensors and a tokenizer, a Hub id (needs the network or a "
             "filled cache), or tiny-glm"
         ) from error
-    return model.to(choose_device(base.device)).eval().requires_grad_(False), tokenizer
+    model: Any = model.to(device=choose_device(base.device))
+    return model.eval().requires_grad_(False), tokenizer
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:

@@ -10,10 +10,11 @@ from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>")
 END = "<|endoftext|>"
-# Marks (\p{M}) belong to the word: the usual patterns cut Indic words at their vowel signs. Digits stand alone, so
-# that grouping an amount is a matter of copying.
+# Marks (\p{M}) belong to the word: the usual patterns cut Indic words at their vowel signs. Digits stand
+# alone, so that grouping an amount is a matter of copying.
 WORDS = r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}\u200c\u200d]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s*[\r\n]+|\s+"
-# The answer and its stop token are inside the generation marks: a stop token that is never trained never comes.
+# The answer and its stop token are inside the generation marks: a stop token that is never trained never
+# comes.
 CHAT_TEMPLATE = (
     "[gMASK]<sop>"
     "{%- for message in messages %}"
@@ -48,7 +49,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTok
 
 
 def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """Return the tokenizer as transformers wants it: eos and pad are `<|endoftext|>`, padding on the right."""
+    """Return the tokenizer as transformers wants it; eos and pad are `<|endoftext|>`."""
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,

@@ -1,0 +1,188 @@
+"""The report of a run: `report.json` for programs, and `report.html`, one file that needs nothing else.
+
+Reads `results.json`, `profile.json` and `adapter/` (plan, train result, metrics) of the run's folder.
+
+    local-experts report --config configs/runs/quickstart.yaml
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_recipes.artefact import UserError, is_disk_full, read_artefact, sha256_file, write_artefact
+from data_recipes.settings import settings_dict
+from eval.page import language_name, render_page
+from finetune.config import RunConfig, config_from_arguments
+
+METRICS = ("exact_match", "chrf", "bits_per_byte", "script_share")
+MAX_PAGE_BYTES = 2_000_000
+SMALL_MODEL_PARAMETERS = 1_000_000_000
+
+
+def build_report(
+    config: RunConfig, results: Mapping[str, Any], plan: Mapping[str, Any], train: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Body of report.json: every metric, the finding in words, and what was trained."""
+    metrics = results["metrics"]
+    slices = {
+        by: {metric: metrics[metric][by] for metric in METRICS}
+        for by in ("by_task", "by_language", "by_kind")
+    }
+    totals = {
+        metric: {group: metrics[metric][group] for group in ("target", "general")} for metric in METRICS
+    }
+    return {
+        **totals,
+        **slices,
+        "name": config.name,
+        "finding": finding(metrics["exact_match"]),
+        "model": {**results["settings"], "note": model_note(results["settings"])},
+        "plan": plan_summary(plan),
+        "training": {key: train[key] for key in _TRAINING}
+        | {"rank": config.lora.rank, "attention": config.lora.attention},
+        "signatures": results["signatures"],
+        "config": settings_dict(config),
+    }
+
+
+def finding(exact_match: Mapping[str, Any]) -> dict[str, str]:
+    """One sentence for target and one for general rows, each with its interval and number of rows."""
+    sentences = {}
+    for group in ("target", "general"):
+        found = exact_match[group]
+        if found is None:
+            sentences[group] = f"There are no held-out {group} rows, so nothing is known about them."
+            continue
+        names = ", ".join(language_name(code) for code in exact_match["by_language"][group])
+        change = "did not change measurably:" if found["low"] <= 0 <= found["high"] else "rose"
+        change = "fell" if found["high"] < 0 else change
+        sentences[group] = (
+            f"On {found['n']:,} held-out {group} rows ({names}) exact match {change} "
+            f"from {found['base']:.3f} to {found['tuned']:.3f}, difference {found['difference']:+.3f} "
+            f"(95 % interval {found['low']:+.3f} to {found['high']:+.3f})."
+        )
+    return sentences
+
+
+def model_note(settings: Mapping[str, Any]) -> str:
+    """What the model is, and what its numbers do not show."""
+    millions = settings["n_parameters"] / 1e6
+    size = f"{millions / 1e3:,.1f} B" if millions >= 1e3 else f"{millions:,.1f} M"
+    what = f"{settings['model']}: {settings['model_type']}, {size} parameters, {settings['dtype']}."
+    if settings["n_parameters"] < SMALL_MODEL_PARAMETERS:
+        return (
+            f"{what} A model of this size shows that the method works from end to end; "
+            "it says nothing about quality at the 744 B parameters of GLM-5.2."
+        )
+    return f"{what} The numbers hold for this model, these tasks and these rows."
+
+
+def plan_summary(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """How many experts of which layers were tuned, and what share of each language's tokens they see."""
+    n_by_layer = {layer: len(experts) for layer, experts in plan["experts"].items()}
+    return {
+        "method": plan["method"],
+        "share": plan["share"],
+        "seed": plan["seed"],
+        "n_chosen": sum(n_by_layer.values()),
+        "n_experts": plan["n_experts"] * len(n_by_layer),
+        "n_chosen_by_layer": n_by_layer,
+        "mean_coverage": {group: float(np.mean(list(by.values()))) for group, by in plan["coverage"].items()},
+        "warnings": plan["warnings"],
+    }
+
+
+def pooled_shares(profile: Mapping[str, Any], role: str) -> tuple[np.ndarray, list[int]] | None:
+    """Each expert's share of the tokens of a role's groups, [L, E], and the layers; None without groups."""
+    counts = [group["counts"] for group in profile["groups"].values() if group["role"] == role]
+    if not counts:
+        return None
+    counts_LE = np.sum(counts, axis=0).astype(np.float64)
+    seen = np.flatnonzero(counts_LE.sum(axis=1))
+    share_LE = counts_LE[seen] / counts_LE[seen].sum(axis=1, keepdims=True)
+    return share_LE, [profile["layers"][row] for row in seen]
+
+
+def choose_examples(rows: Sequence[Mapping[str, Any]], n_per_task: int, seed: int) -> list[Mapping[str, Any]]:
+    """Rows to show, drawn by the seed, never by outcome: `n_per_task` of a target task, one of a general."""
+    order = np.random.default_rng(seed).permutation(len(rows)).tolist()
+    shown: dict[tuple[str, str], list[int]] = {}
+    for i in order:
+        key = rows[i]["group"], rows[i]["task"]
+        n_wanted = n_per_task if key[0] == "target" else min(1, n_per_task)
+        if len(shown.setdefault(key, [])) < n_wanted:
+            shown[key].append(i)
+    keys = sorted(shown, key=lambda key: (key[0] != "target", key[1]))
+    return [rows[i] for key in keys for i in sorted(shown[key])]
+
+
+def report_stage(config: RunConfig) -> Path:
+    """Write `report.json` and `report.html` of a run; returns the path of the page.
+
+    Raises:
+        UserError: a result is missing, damaged or of another adapter, or the page would be too large.
+    """
+    folder = Path(config.output)
+    adapter = folder / "adapter"
+    results = read_artefact(folder / "results.json", "eval_results")
+    profile = read_artefact(folder / "profile.json", "routing_profile")
+    plan = read_artefact(adapter / "plan.json", "expert_plan")
+    train = read_artefact(adapter / "train.json", "train_result")
+    if results["inputs"]["adapter"] != sha256_file(adapter / "adapter_config.json"):
+        raise UserError(
+            f"{folder / 'results.json'} was made with another adapter: run `local-experts eval` again"
+        )
+    paths = (
+        folder / "results.json",
+        folder / "profile.json",
+        *(adapter / n for n in ("plan.json", "train.json")),
+    )
+    inputs = {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
+    report = build_report(config, results, plan, train)
+    page = render_page(
+        {**report, "inputs": inputs, "versions": results["versions"]},
+        examples=choose_examples(results["rows"], config.eval.samples, config.seed),
+        shares={role: pooled_shares(profile, role) for role in ("target", "general")},
+        chosen={int(layer): experts for layer, experts in plan["experts"].items()},
+        metrics=_read_metrics(adapter / "metrics.jsonl"),
+    )
+    if len(page.encode("utf-8")) > MAX_PAGE_BYTES:
+        raise UserError(f"report.html would be larger than {MAX_PAGE_BYTES:,} bytes: lower eval.samples")
+    write_artefact(folder / "report.json", "report", inputs, report)
+    _write_page(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`local-experts report`: write the report, print the finding and the path."""
+    config = config_from_arguments(argv, "report", "Write report.json and report.html of a run.")
+    path = report_stage(config)
+    found = read_artefact(path.with_suffix(".json"), "report")["finding"]
+    print(f"{found['target']}\n{found['general']}\n{path}")
+    return 0
+
+
+_TRAINING = ("steps", "seconds", "tokens", "first_loss", "last_loss", "n_trainable", "tokens_per_s")
+
+
+def _write_page(path: Path, page: str) -> None:
+    """Whole or not at all, as every file of a run."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(page, encoding="utf-8", newline="\n")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        reason = "no space left on the disk" if is_disk_full(error) else error.strerror
+        raise UserError(f"cannot write {path}: {reason}") from error
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the training metrics {path} ({error}): train again") from error

@@ -1,0 +1,403 @@
+"""The report of a made-up run: its sentences, a page without outside requests, figures of any size."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact
+from eval.evaluate import Answers, compare_answers
+from eval.figures import COLOURS, forgetting_figure, gain_figure, inline_svg, loss_figure, routing_figure
+from eval.generate import AnswerLoss
+from eval.page import comparison_cells, cut_text, verdict
+from eval.report import build_report, choose_examples, finding, main, model_note, pooled_shares, report_stage
+from finetune.config import DataConfig, RunConfig, TrainConfig
+
+HOSTILE = '</pre><script>alert("x")</script>'
+VOID = {"meta", "br", "path", "use", "rect", "image", "hr"}
+LAYERS, N_EXPERTS = [1, 2, 3], 8
+SETTINGS = {
+    "model": "tiny-glm",
+    "model_type": "glm_moe_dsa",
+    "n_parameters": 12_000_000,
+    "dtype": "float32",
+    "max_new_tokens": 64,
+    "max_rows_per_task": None,
+    "n_bootstrap": 200,
+    "confidence_percent": 95.0,
+    "seed": 0,
+}
+
+
+def made_up_rows():
+    rows = []
+    for group, language, script, answer in (
+        ("target", "ta", "Taml", "15 ஆகஸ்ட், 1947"),
+        ("target", "ur", "Arab", "15 اگست، 1947"),
+        ("general", "en", "Latn", "15 August 1947"),
+    ):
+        for number in range(12):
+            task, kind = ("date", "generalise") if number % 2 else ("unit", "remember")
+            rows.append(
+                {
+                    "id": f"{language}-{number}",
+                    "messages": [
+                        {"role": "user", "content": f"Question {number} <b>&amp;</b>"},
+                        {"role": "assistant", "content": answer},
+                    ],
+                    "language": language,
+                    "script": script,
+                    "group": group,
+                    "task": task,
+                    "kind": kind,
+                    "phrasing": 0,
+                    "value": json.dumps({"date": "1947-08-15"}),
+                    "checker": "date",
+                    "source": "made up",
+                }
+            )
+    return rows
+
+
+def made_up_results():
+    rows = made_up_rows()
+    expected = [row["messages"][-1]["content"] for row in rows]
+    n_bytes = np.array([len(text.encode()) for text in expected])
+    base = [text if row["group"] == "general" else HOSTILE for row, text in zip(rows, expected, strict=True)]
+    loss = AnswerLoss(n_bytes * 2.0, n_bytes), AnswerLoss(n_bytes * 0.5, n_bytes)
+    return compare_answers(rows, Answers(base, loss[0]), Answers(expected, loss[1]), 200, 0)
+
+
+def shares(n_layers, n_experts):
+    return np.random.default_rng(0).dirichlet(np.full(n_experts, 0.5), n_layers)
+
+
+def write_run(tmp_path):
+    """A finished run whose numbers are made up, down to every file the report reads."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    write_artefact(adapter / "adapter_config.json", "expert_adapter", {}, {"rank": 8})
+    inputs = {"adapter": sha256_file(adapter / "adapter_config.json")}
+    write_artefact(
+        tmp_path / "results.json", "eval_results", inputs, {**made_up_results(), "settings": SETTINGS}
+    )
+    counts = (shares(len(LAYERS), N_EXPERTS) * 1000).astype(int).tolist()
+    groups = {code: {"role": role, "counts": counts} for code, role in (("ta", "target"), ("en", "general"))}
+    write_artefact(tmp_path / "profile.json", "routing_profile", {}, {"layers": LAYERS, "groups": groups})
+    plan = {
+        "method": "token_share",
+        "share": 0.5,
+        "seed": 0,
+        "n_experts": N_EXPERTS,
+        "experts": {"1": [0, 5], "2": [1], "3": [2, 3, 4]},
+        "coverage": {"ta": {"1": 0.5, "2": 0.6, "3": 0.7}, "en": {"1": 0.2, "2": 0.2, "3": 0.2}},
+        "warnings": ["a warning of the plan"],
+    }
+    write_artefact(adapter / "plan.json", "expert_plan", {}, plan)
+    numbers = {"steps": 20, "seconds": 1.5, "tokens": 900, "first_loss": 3.0, "last_loss": 1.0}
+    numbers |= {"n_trainable": 1234, "tokens_per_s": 600.0}
+    write_artefact(adapter / "train.json", "train_result", {}, numbers)
+    lines = [{"step": step, "loss": 3 / step, "lr": 0.1} for step in range(1, 21)]
+    lines += [{"step": 20, "eval_loss_target": 0.5, "eval_loss_general": 0.2}]
+    (adapter / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return RunConfig(
+        name="made-up",
+        output=str(tmp_path),
+        data=DataConfig(recipe="none.yaml"),
+        train=TrainConfig(steps=20, learning_rate=0.1),
+    )
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run that a test may spoil."""
+    return write_run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run with its report, drawn once for all tests that only look."""
+    return report_stage(write_run(tmp_path_factory.mktemp("finished")))
+
+
+@pytest.fixture
+def page_text(finished):
+    return finished.read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """What a browser would load, which ids it would see, and whether every element is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.ids, self.loaded, self.text = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        self.note(attrs)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.note(attrs)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def note(self, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+        loading = ("src", "href", "xlink:href", "srcset", "action", "data", "poster")
+        self.loaded += [value for name, value in attrs if name in loading]
+
+
+def test_report_json_holds_what_the_contract_names(finished):
+    report = read_artefact(finished.with_suffix(".json"), "report")
+    for metric in ("exact_match", "chrf", "bits_per_byte", "script_share"):
+        for group in ("target", "general"):
+            assert set(report[metric][group]) == {"base", "tuned", "difference", "low", "high", "n"}
+    assert report["exact_match"]["target"]["difference"] == 1
+    assert report["exact_match"]["general"]["difference"] == 0
+    assert set(report["by_task"]["exact_match"]["target"]) == {"date", "unit"}
+    assert set(report["by_language"]["chrf"]["target"]) == {"ta", "ur"}
+    assert (report["plan"]["n_chosen"], report["plan"]["n_experts"]) == (6, 24)
+    assert report["plan"]["mean_coverage"]["ta"] == pytest.approx(0.6)
+    assert report["training"]["n_trainable"] == 1234
+    assert set(report["inputs"]) == {
+        "results.json",
+        "profile.json",
+        "adapter/plan.json",
+        "adapter/train.json",
+    }
+
+
+def test_the_page_is_the_same_bytes_each_time_and_small(finished, tmp_path):
+    again = report_stage(write_run(tmp_path))
+    first, second = (page.read_bytes().replace(str(page.parent).encode(), b"") for page in (finished, again))
+    assert first == second
+    assert len(first) < 400_000
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_the_page_asks_for_nothing_outside_itself(page_text):
+    page = Page(page_text)
+    assert len(page.loaded) > 20  # the marks of the figures refer to shapes in the page
+    assert [value for value in page.loaded if not value.startswith(("#", "data:image/png;base64,"))] == []
+    assert re.findall(r"url\((?!#)|@import|@font-face", page_text) == []
+    assert {"script", "link", "iframe", "object"} & set(page.tags) == set()
+    assert len(page.ids) == len(set(page.ids)) > 50
+    assert {value[1:] for value in page.loaded if value.startswith("#")} <= set(page.ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", page_text)) <= set(page.ids)
+
+
+def test_answers_are_shown_as_text_whatever_they_hold(page_text):
+    page = Page(page_text)
+    assert "<script" not in page_text and "<b>" not in page_text
+    assert HOSTILE in "".join(page.text)
+    assert re.search(r"Question \d+ <b>&amp;</b>", "".join(page.text))
+    assert '<dd lang="ta" dir="auto">15 ஆகஸ்ட், 1947</dd>' in page_text
+    assert page_text.count("✗ wrong") == 6 and page_text.count("✓ right") == 6 + 2 * 2
+
+
+def test_figures_hold_no_indic_text_and_follow_the_theme(page_text):
+    figures = re.findall(r"<svg.*?</svg>", page_text, flags=re.DOTALL)
+    assert len(figures) == 6  # gain by task and language, forgetting, routing of both groups, loss
+    for svg in figures:
+        assert re.findall(r"[\u0600-\u1cff]", svg) == []
+        assert "var(--ink)" in svg and 'role="img" aria-label="' in svg
+        assert not any(light in svg for light, _ in COLOURS.values())
+    style = page_text[: page_text.index("</style>")]
+    for name, (light, dark) in COLOURS.items():
+        assert f"--{name}: {light};" in style and f"--{name}: {dark};" in style
+
+
+def test_finding_says_direction_interval_and_rows():
+    def exact_match(low, high):
+        found = {
+            "base": 0.25,
+            "tuned": 0.5,
+            "difference": (low + high) / 2,
+            "low": low,
+            "high": high,
+            "n": 1200,
+        }
+        return {"target": found, "general": None, "by_language": {"target": {"ta": found, "hi": found}}}
+
+    rose = finding(exact_match(0.2, 0.3))["target"]
+    assert rose == (
+        "On 1,200 held-out target rows (Tamil, Hindi) exact match rose from 0.250 to 0.500, "
+        "difference +0.250 (95 % interval +0.200 to +0.300)."
+    )
+    assert "fell from" in finding(exact_match(-0.3, -0.2))["target"]
+    assert "did not change measurably: from" in finding(exact_match(-0.1, 0.2))["target"]
+    assert "did not change measurably: from" in finding(exact_match(0.0, 0.0))["target"]
+    assert "no held-out general rows" in finding(exact_match(0.1, 0.2))["general"]
+
+
+def test_a_small_model_is_said_to_show_mechanics_only():
+    assert "12.0 M parameters" in model_note(SETTINGS)
+    assert "nothing about quality at the 744 B" in model_note(SETTINGS)
+    large = model_note({**SETTINGS, "n_parameters": 30_500_000_000})
+    assert "30.5 B parameters" in large and "744" not in large
+
+
+def test_verdict_knows_that_fewer_bits_are_better():
+    up, down, unclear = {"low": 0.1, "high": 0.2}, {"low": -0.2, "high": -0.1}, {"low": -0.1, "high": 0.1}
+    assert [verdict(found, "exact_match") for found in (up, down, unclear)] == [
+        "better",
+        "worse",
+        "not clear",
+    ]
+    assert [verdict(found, "bits_per_byte") for found in (up, down, unclear)] == [
+        "worse",
+        "better",
+        "not clear",
+    ]
+
+
+def test_numbers_carry_sign_and_no_negative_zero():
+    found = {"base": 0.5, "tuned": 0.4, "difference": -0.1, "low": -0.2, "high": -0.0001, "n": 1234}
+    cells = comparison_cells(found, "exact_match")
+    assert cells["difference"] == "\N{MINUS SIGN}0.100"
+    assert cells["interval"] == "\N{MINUS SIGN}0.200 to 0.000"
+    assert cells["rows"] == "1,234"
+
+
+def test_examples_are_drawn_by_the_seed_for_every_task():
+    rows = made_up_results()["rows"]
+    shown = choose_examples(rows, 2, seed=0)
+    assert [(row["group"], row["task"]) for row in shown] == [
+        ("target", "date"),
+        ("target", "date"),
+        ("target", "unit"),
+        ("target", "unit"),
+        ("general", "date"),
+        ("general", "unit"),
+    ]
+    assert shown == choose_examples(rows, 2, seed=0)
+    assert any(choose_examples(rows, 2, seed=seed) != shown for seed in range(1, 5))
+    assert choose_examples(rows, 0, seed=0) == []
+
+
+def test_pooled_shares_add_tokens_of_a_role_and_leave_out_layers_without():
+    groups = {
+        "ta": {"role": "target", "counts": [[3, 1], [0, 0]]},
+        "te": {"role": "target", "counts": [[1, 3], [0, 0]]},
+        "en": {"role": "general", "counts": [[9, 1], [1, 1]]},
+    }
+    found = pooled_shares({"layers": [4, 7], "groups": groups}, "target")
+    assert found is not None
+    assert (found[0].tolist(), found[1]) == ([[0.5, 0.5]], [4])
+    assert pooled_shares({"layers": [4, 7], "groups": {"en": groups["en"]}}, "target") is None
+
+
+def test_every_figure_is_a_figure_for_a_notebook_too():
+    found = {"date": {"base": 0.0, "tuned": 0.9, "difference": 0.9, "low": 0.8, "high": 1.0}}
+    share_LE = shares(3, 8)
+    metrics = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "eval_loss": 1.5}]
+    figures = [gain_figure(found), forgetting_figure(found), loss_figure(metrics)]
+    figures.append(routing_figure(share_LE, [1, 2, 3], {1: [0, 7], 3: [2]}))
+    assert all(isinstance(figure, Figure) for figure in figures)
+    marks = figures[3].axes[0].collections[0].get_offsets()
+    assert np.asarray(marks).tolist() == [[0, 0], [7, 0], [2, 2]]
+    assert figures[2].axes[0].get_lines()[1].get_xydata().tolist() == [[2, 1.5]]
+
+
+def test_the_routing_of_a_model_of_glm_5_2_size_stays_small():
+    layers = list(range(3, 78))
+    chosen = {layer: list(range(0, 256, 2)) for layer in layers}
+    svg = inline_svg(routing_figure(shares(75, 256), layers, chosen), "routing", "routing")
+    assert len(svg) < 600_000
+
+
+def test_shares_over_layers_instead_of_experts_are_refused():
+    with pytest.raises(ValueError, match="sum to 1 over a layer's experts"):
+        routing_figure(shares(8, 3).T, [1, 2, 3], {})
+
+
+def test_metrics_without_a_loss_are_refused():
+    with pytest.raises(ValueError, match="holds a loss"):
+        loss_figure([{"step": 1, "eval_loss": 1.0}])
+
+
+def test_a_run_without_general_rows_has_a_report(run_folder):
+    folder = Path(run_folder.output)
+    results = read_artefact(folder / "results.json", "eval_results")
+    for metric in results["metrics"].values():
+        metric["general"] = None
+        for by in ("by_task", "by_language", "by_kind"):
+            metric[by].pop("general")
+    body = {key: results[key] for key in ("rows", "metrics", "signatures", "settings")}
+    write_artefact(folder / "results.json", "eval_results", results["inputs"], body)
+    text = report_stage(run_folder).read_text(encoding="utf-8")
+    assert "no held-out general rows" in text
+    assert "Forgetting" not in text
+
+
+def test_results_of_another_adapter_are_refused(run_folder):
+    write_artefact(
+        Path(run_folder.output) / "adapter" / "adapter_config.json", "expert_adapter", {}, {"rank": 4}
+    )
+    with pytest.raises(UserError, match="made with another adapter"):
+        report_stage(run_folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("results.json", "local-experts eval"),
+        ("profile.json", "local-experts profile"),
+        ("adapter/train.json", "local-experts train"),
+        ("adapter/metrics.jsonl", "train again"),
+    ],
+)
+def test_a_missing_file_names_what_makes_it(run_folder, file, command):
+    (Path(run_folder.output) / file).unlink()
+    with pytest.raises(UserError, match=command):
+        report_stage(run_folder)
+    assert not (Path(run_folder.output) / "report.html").exists()
+
+
+def test_a_page_past_its_size_is_refused_with_the_way_out(run_folder, monkeypatch):
+    monkeypatch.setattr("eval.report.MAX_PAGE_BYTES", 10_000)
+    with pytest.raises(UserError, match="lower eval.samples"):
+        report_stage(run_folder)
+    assert not (Path(run_folder.output) / "report.html").exists()
+
+
+def test_long_answers_are_cut_between_letters_not_inside_them():
+    assert cut_text("கொ" * 300) == "கொ" * 240 + "…"
+    assert cut_text("கொ" * 240) == "கொ" * 240
+
+
+def test_the_command_prints_the_finding(run_folder, tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"name: made-up\noutput: {run_folder.output}\ndata: {{recipe: none.yaml}}\n"
+        "train: {steps: 20, learning_rate: 0.1}\n"
+    )
+    assert main(["--config", str(file)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("On 24 held-out target rows (Tamil, Urdu) exact match rose from 0.000 to 1.000")
+    assert out[-1].endswith("report.html")
+
+
+def test_the_body_is_what_the_files_say(run_folder):
+    folder = Path(run_folder.output)
+    results = read_artefact(folder / "results.json", "eval_results")
+    plan = read_artefact(folder / "adapter" / "plan.json", "expert_plan")
+    train = read_artefact(folder / "adapter" / "train.json", "train_result")
+    body = build_report(run_folder, results, plan, train)
+    assert body["exact_match"]["target"] == results["metrics"]["exact_match"]["target"]
+    assert body["training"]["rank"] == run_folder.lora.rank

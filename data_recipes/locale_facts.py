@@ -35,10 +35,24 @@ _SCALES: dict[str, tuple[tuple[str, str], ...]] = {
     "hi": (("करोड़", "करोड़"), ("लाख", "लाख"), ("हज़ार", "हज़ार"), ("रुपया", "रुपये")),
     "bn": (("কোটি", "কোটি"), ("লাখ", "লাখ"), ("হাজার", "হাজার"), ("টাকা", "টাকা")),
     "ta": (("கோடி", "கோடி"), ("லட்சம்", "லட்சம்"), ("ஆயிரம்", "ஆயிரம்"), ("ரூபாய்", "ரூபாய்")),
-    "te": (("కోటి", "కోట్లు"), ("లక్ష", "లక్షలు"), ("వెయ్యి", "వేలు"), ("రూపాయి", "రూపాయలు")),
+    # Telugu's plurals in the oblique case: another amount or the rupee always follows.
+    "te": (("కోటి", "కోట్ల"), ("లక్ష", "లక్షల"), ("వెయ్యి", "వేల"), ("రూపాయి", "రూపాయలు")),
     "mr": (("कोटी", "कोटी"), ("लाख", "लाख"), ("हजार", "हजार"), ("रुपया", "रुपये")),
     "gu": (("કરોડ", "કરોડ"), ("લાખ", "લાખ"), ("હજાર", "હજાર"), ("રૂપિયો", "રૂપિયા")),
 }
+# Misspellings of indic-numtowords 1.1.0 (wrong -> right): 81, 89, 92, 98 and a stray joiner in Tamil, and the Hindi
+# spelling of thousand in Marathi. Its Kannada is past mending: 110, 120 and 130 are the same two letters.
+_SPELLINGS: dict[str, dict[str, str]] = {
+    "ta": {
+        "ஓன்று": "ஒன்று",
+        "ஓன்பது": "ஒன்பது",
+        "தொண்ணூற்றிரெண்டு": "தொண்ணூற்றிரண்டு",
+        "தொண்ணூரெட்டு": "தொண்ணூற்றெட்டு",
+        "\u200c": "",
+    },
+    "mr": {"हज\u093cार": "हजार"},
+}
+_BROKEN_NUMBER_WORDS = frozenset({"kn"})
 
 
 @cache
@@ -54,11 +68,14 @@ def long_date(day: datetime.date, code: str) -> str:
 def day_time(hour: int, minute: int, code: str) -> str | None:
     """Return a time of day on the twelve-hour clock with the part of the day in words: மாலை 5:45.
 
-    The order is CLDR's skeleton `Bhm`. `None` where the language has no words for the parts of the day.
+    The order is CLDR's skeleton `Bhm`. `None` where CLDR has no rules for the parts of the day: Babel prints the
+    words for a.m. and p.m. then, and half past noon would be "evening".
     """
-    pattern = _locale(code).datetime_skeletons.get("Bhm")
-    text = normalise(format_time(datetime.time(hour, minute), str(pattern), locale=_locale(code)))
-    return None if pattern is None or "AM" in text or "PM" in text else text
+    locale = _locale(code)
+    if not locale.day_period_rules:
+        return None
+    pattern = str(locale.datetime_skeletons["Bhm"])
+    return normalise(format_time(datetime.time(hour, minute), pattern, locale=locale))
 
 
 def amount_of(amount: int, unit: str, code: str) -> str | None:
@@ -75,7 +92,7 @@ def amount_of(amount: int, unit: str, code: str) -> str | None:
 
 
 def duration(hours: int, minutes: int, code: str) -> str | None:
-    """Return hours and minutes in words of the language: 3 மணிநேரம் 20 நிமிடங்கள்."""
+    """Return hours and minutes in words of the language: 3 மணிநேரங்கள் 20 நிமிடங்கள்."""
     parts = [amount_of(hours, "duration-hour", code), amount_of(minutes, "duration-minute", code)]
     return None if None in parts else " ".join(str(part) for part in parts)
 
@@ -115,12 +132,16 @@ def rupees_in_scales(amount: int, code: str) -> str | None:
 def number_words(number: int, code: str) -> str | None:
     """Return a whole number in words, as `indic-numtowords` writes it.
 
-    `None` for a language it lacks, or writes in another script than ours (Sindhi and Manipuri in 1.1.0).
+    `None` for a language it lacks, writes in another script than ours (Sindhi and Manipuri in 1.1.0) or gets wrong.
     """
+    if code in _BROKEN_NUMBER_WORDS:
+        return None
     try:
         words = normalise(str(num2words(number, lang=code)))
     except (ValueError, IndexError):  # not covered; a hole in its Sindhi table
         return None
+    for wrong, right in _SPELLINGS.get(code, {}).items():
+        words = words.replace(wrong, right)
     return words if script_share(words, language(code).script) == 1.0 else None
 
 

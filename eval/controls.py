@@ -52,9 +52,7 @@ def run_controls(config: RunConfig) -> dict[str, Any]:
         "languages": sorted(results["metrics"]["exact_match"]["by_language"]["target"]),
         "model": results["settings"],
         "plans": plans,
-        "chosen_minus_random": difference(
-            *list(outcomes.values())[1::-1], config.eval.n_bootstrap, config.seed
-        ),
+        "chosen_minus_random": difference(random, chosen, config.eval.n_bootstrap, config.seed),
     }
 
 
@@ -101,8 +99,8 @@ def results_table(controls: Mapping[str, Any]) -> str:
         f"Exact match on held-out rows, {names}, base `{controls['model']['model']}` "
         f"({controls['model']['n_parameters'] / 1e6:.1f} M parameters), {some['steps']} steps. "
         "Difference to the base with its 95 % paired-bootstrap interval; "
-        f"n = {some['target']['n']} target rows, {some['general']['n']} general rows (English and Hindi: what "
-        "must not be forgotten).",
+        f"n = {some['target']['n']} target rows, {some['general']['n']} general rows (English and Hindi: "
+        "what must not be forgotten).",
         "",
         "| trained | experts | parameters | target | general |",
         "|---|---|---|---|---|",

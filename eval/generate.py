@@ -88,8 +88,8 @@ def answer_nll(
 def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
     """Greedy settings of our own: a checkpoint's generation_config may ask for sampling."""
     of_model = getattr(model.generation_config, "eos_token_id", None)
-    stops = set(of_model if isinstance(of_model, list) else [of_model]) | {tokenizer.eos_token_id}
-    stops.discard(None)
+    named = [*(of_model if isinstance(of_model, list) else [of_model]), tokenizer.eos_token_id]
+    stops = {token for token in named if token is not None}
     if not stops:
         raise UserError(
             "the tokenizer and the model name no stop token: set eos_token in tokenizer_config.json"

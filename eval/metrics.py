@@ -15,7 +15,7 @@ from sacrebleu.metrics.chrf import CHRF
 from data_recipes.tasks import check
 from data_recipes.text import normalise, script_share
 
-CHRF_PLUS_PLUS = {"char_order": 6, "word_order": 2, "beta": 2}
+CHAR_ORDER, WORD_ORDER, BETA = 6, 2, 2  # what makes chrF a chrF++
 TEXT = datasets.Value("string")
 NUMBER = datasets.Value("float64")
 M = TypeVar("M", bound=evaluate.Metric)
@@ -74,7 +74,7 @@ class ChrfPlusPlus(evaluate.Metric):
         return _info("Corpus chrF++ (sacrebleu, NFC text).", {"predictions": TEXT, "references": TEXT})
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
-        scorer = CHRF(**CHRF_PLUS_PLUS)
+        scorer = CHRF(char_order=CHAR_ORDER, word_order=WORD_ORDER, beta=BETA)
         answers = [normalise(text) for text in predictions]
         expected = [normalise(text) for text in references]
         # What sacrebleu's own significance test resamples; no public method gives these counts.
@@ -119,14 +119,13 @@ def chrf_from_counts(counts_NC: np.ndarray) -> np.ndarray:
     A row holds (in the answer, in the reference, in both) for character orders 1-6 and word orders 1-2. It is
     sacrebleu's formula with effective order, for many rows at once: a bootstrap needs thousands of them.
     """
-    n_orders = CHRF_PLUS_PLUS["char_order"] + CHRF_PLUS_PLUS["word_order"]
-    counts = counts_NC.reshape(len(counts_NC), n_orders, 3)
+    counts = counts_NC.reshape(len(counts_NC), CHAR_ORDER + WORD_ORDER, 3)
     n_answer, n_reference, n_match = counts[..., 0], counts[..., 1], counts[..., 2]
     counted = (n_answer > 0) & (n_reference > 0)  # an order longer than the text does not count
     n_counted = np.maximum(counted.sum(axis=1), 1)
     precision = (np.where(counted, n_match, 0) / np.where(counted, n_answer, 1)).sum(axis=1) / n_counted
     recall = (np.where(counted, n_match, 0) / np.where(counted, n_reference, 1)).sum(axis=1) / n_counted
-    factor = CHRF_PLUS_PLUS["beta"] ** 2
+    factor = BETA**2
     denominator = factor * precision + recall
     return 100 * (1 + factor) * precision * recall / np.where(denominator > 0, denominator, 1)
 

@@ -188,7 +188,7 @@ def learning_rate_at(step: int, config: TinyBaseConfig) -> float:
 def new_model(config: TinyBaseConfig, tokenizer: PreTrainedTokenizerFast) -> GlmMoeDsaForCausalLM:
     """Return the untrained model, seeded, its routers spread wider than transformers starts them."""
     torch.manual_seed(config.seed)
-    model = GlmMoeDsaForCausalLM(model_config(config, len(tokenizer), tokenizer.convert_tokens_to_ids(END)))
+    model = GlmMoeDsaForCausalLM(model_config(config, len(tokenizer), tokenizer.vocab[END]))
     for layer in moe_layers(model):
         torch.nn.init.normal_(layer.router.get_parameter("weight"), std=config.router_std)
     model.set_experts_implementation("grouped_mm")

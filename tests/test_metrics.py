@@ -5,7 +5,6 @@ import math
 import socket
 import tempfile
 
-import evaluate
 import numpy as np
 import pytest
 from sacrebleu.metrics.chrf import CHRF
@@ -106,7 +105,7 @@ def test_metrics_need_no_network_and_leave_no_file(monkeypatch, tmp_path):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     in_memory(ScriptShare).compute(predictions=["a"], scripts=["Latn"])
     in_memory(ChrfPlusPlus).compute(predictions=["a"], references=["a"])

@@ -309,9 +309,9 @@ def test_every_figure_is_a_figure_for_a_notebook_too():
     figures = [gain_figure(found), forgetting_figure(found), loss_figure(metrics)]
     figures.append(routing_figure(share_LE, [1, 2, 3], {1: [0, 7], 3: [2]}))
     assert all(isinstance(figure, Figure) for figure in figures)
-    marks = figures[3].axes[0].collections[0].get_offsets()
-    assert np.asarray(marks).tolist() == [[0, 0], [7, 0], [2, 2]]
-    assert figures[2].axes[0].get_lines()[1].get_xydata().tolist() == [[2, 1.5]]
+    marks = np.asarray(figures[3].axes[0].collections[0].get_offsets(), dtype=int)
+    assert marks.tolist() == [[0, 0], [7, 0], [2, 2]]
+    assert np.asarray(figures[2].axes[0].get_lines()[1].get_xydata(), dtype=float).tolist() == [[2, 1.5]]
 
 
 def test_the_routing_of_a_model_of_glm_5_2_size_stays_small():

@@ -40,8 +40,8 @@ _SCALES: dict[str, tuple[tuple[str, str], ...]] = {
     "mr": (("कोटी", "कोटी"), ("लाख", "लाख"), ("हजार", "हजार"), ("रुपया", "रुपये")),
     "gu": (("કરોડ", "કરોડ"), ("લાખ", "લાખ"), ("હજાર", "હજાર"), ("રૂપિયો", "રૂપિયા")),
 }
-# Misspellings of indic-numtowords 1.1.0 (wrong -> right): 81, 89, 92, 98 and a stray joiner in Tamil, and the Hindi
-# spelling of thousand in Marathi. Its Kannada is past mending: 110, 120 and 130 are the same two letters.
+# Misspellings of indic-numtowords 1.1.0 (wrong -> right): 81, 89, 92, 98 and a stray joiner in Tamil, and the
+# Hindi spelling of thousand in Marathi. Its Kannada is past mending: 110 and 120 are the same two letters.
 _SPELLINGS: dict[str, dict[str, str]] = {
     "ta": {
         "ஓன்று": "ஒன்று",
@@ -68,8 +68,8 @@ def long_date(day: datetime.date, code: str) -> str:
 def day_time(hour: int, minute: int, code: str) -> str | None:
     """Return a time of day on the twelve-hour clock with the part of the day in words: மாலை 5:45.
 
-    The order is CLDR's skeleton `Bhm`. `None` where CLDR has no rules for the parts of the day: Babel prints the
-    words for a.m. and p.m. then, and half past noon would be "evening".
+    The order is CLDR's skeleton `Bhm`. `None` where CLDR has no rules for the parts of the day: Babel prints
+    the words for a.m. and p.m. then, and half past noon would be "evening".
     """
     locale = _locale(code)
     if not locale.day_period_rules:
@@ -132,7 +132,8 @@ def rupees_in_scales(amount: int, code: str) -> str | None:
 def number_words(number: int, code: str) -> str | None:
     """Return a whole number in words, as `indic-numtowords` writes it.
 
-    `None` for a language it lacks, writes in another script than ours (Sindhi and Manipuri in 1.1.0) or gets wrong.
+    `None` for a language it lacks, gets wrong, or writes in another script than ours (Sindhi and Manipuri in
+    1.1.0).
     """
     if code in _BROKEN_NUMBER_WORDS:
         return None

@@ -24,7 +24,7 @@ COLOURS = {
     "tuned": ("#0e64b0", "#74b9f5"),
 }
 INK, MUTED, GRID, BASE, TUNED = (light for light, _ in COLOURS.values())
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": MUTED,

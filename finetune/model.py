@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from data_recipes.artefact import UserError, sha256_json
 from finetune.config import SHIPPED_MODELS, BaseConfig
@@ -50,6 +51,9 @@ def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         UserError: there is no model of that name, or its files are missing or damaged.
     """
     path = resolve_model_path(base.model)
+    shows_progress = is_progress_bar_enabled()
+    if base.model in SHIPPED_MODELS:
+        disable_progress_bar()  # it loads in a blink; a bar helps with a large one
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=base.revision)
         model = AutoModelForCausalLM.from_pretrained(
@@ -62,6 +66,9 @@ def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
             "give a folder with config.json, *.safetensors and a tokenizer, a Hub id (needs the network or a "
             "filled cache), or tiny-glm"
         ) from error
+    finally:
+        if shows_progress:
+            enable_progress_bar()
     model: Any = model.to(device=choose_device(base.device))
     return model.eval().requires_grad_(False), tokenizer
 

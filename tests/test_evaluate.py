@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,8 +192,8 @@ def run_folder(tmp_path, tiny_model_factory, tiny_tokenizer):
 
 def write_data(folder, test_rows, content_hash="d" * 64):
     rows = Dataset.from_list(some_rows())
-    splits = DatasetDict(train=rows, validation=rows, test=rows.select(range(len(test_rows))))
-    splits.save_to_disk(str(folder / "data"))
+    splits: Any = {"train": rows, "validation": rows, "test": rows.select(range(len(test_rows)))}
+    DatasetDict(splits).save_to_disk(str(folder / "data"))
     write_artefact(folder / "data" / "manifest.json", "dataset_manifest", {}, {"content_hash": content_hash})
 
 

@@ -6,6 +6,8 @@ The only file that may name a kind of accelerator.
 
 import hashlib
 import json
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,10 @@ from finetune.config import SHIPPED_MODELS, BaseConfig
 
 # Parts of a config that say how a model was loaded, not which model it is.
 _LOADING_KEYS = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "_commit_hash", "use_cache")
+_WHAT_A_MODEL_IS = (
+    "give a folder with config.json, *.safetensors and a tokenizer, a Hub id (owner/name; needs the network or "
+    "a filled cache), or tiny-glm"
+)
 _N_SAMPLED = 256  # values of a tensor that go into the fingerprint, evenly spread
 
 
@@ -51,6 +57,10 @@ def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         UserError: there is no model of that name, or its files are missing or damaged.
     """
     path = resolve_model_path(base.model)
+    if "/" not in path and not Path(path).is_dir():  # a Hub id names its owner
+        nearest = get_close_matches(path, [*SHIPPED_MODELS], n=1)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise UserError(f"there is no model {path!r}: {hint}{_WHAT_A_MODEL_IS}")
     shows_progress = is_progress_bar_enabled()
     if base.model in SHIPPED_MODELS:
         disable_progress_bar()  # it loads in a blink; a bar helps with a large one
@@ -62,9 +72,7 @@ def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     except Exception as error:  # OSError, ValueError, SafetensorError: each library has its own
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"cannot load the base model {base.model!r}: {first_line}\n"
-            "give a folder with config.json, *.safetensors and a tokenizer, a Hub id (needs the network or a "
-            "filled cache), or tiny-glm"
+            f"cannot load the base model {base.model!r}: {first_line}\n{_WHAT_A_MODEL_IS}"
         ) from error
     finally:
         if shows_progress:

@@ -14,7 +14,7 @@ from eval.evaluate import Answers, compare_answers
 from eval.figures import COLOURS, forgetting_figure, gain_figure, inline_svg, loss_figure, routing_figure
 from eval.generate import AnswerLoss
 from eval.page import comparison_cells, cut_text, verdict
-from eval.report import build_report, choose_examples, finding, main, model_note, pooled_shares, report_stage
+from eval.report import choose_examples, finding, main, model_note, pooled_shares, report_stage
 from finetune.config import DataConfig, RunConfig, TrainConfig
 
 HOSTILE = '</pre><script>alert("x")</script>'
@@ -391,13 +391,3 @@ def test_the_command_prints_the_finding(run_folder, tmp_path, capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("On 24 held-out target rows (Tamil, Urdu) exact match rose from 0.000 to 1.000")
     assert out[-1].endswith("report.html")
-
-
-def test_the_body_is_what_the_files_say(run_folder):
-    folder = Path(run_folder.output)
-    results = read_artefact(folder / "results.json", "eval_results")
-    plan = read_artefact(folder / "adapter" / "plan.json", "expert_plan")
-    train = read_artefact(folder / "adapter" / "train.json", "train_result")
-    body = build_report(run_folder, results, plan, train)
-    assert body["exact_match"]["target"] == results["metrics"]["exact_match"]["target"]
-    assert body["training"]["rank"] == run_folder.lora.rank

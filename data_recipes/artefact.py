@@ -26,7 +26,10 @@ RECORDED_PACKAGES = (
     "accelerate",
     "babel",
     "datasets",
+    "evaluate",
     "numpy",
+    "peft",
+    "sacrebleu",
     "safetensors",
     "tokenizers",
     "torch",
@@ -106,8 +109,15 @@ def write_json(path: str | Path, obj: Any) -> None:
 
     Raises: UserError when the disk is full or the place cannot be written; ValueError for NaN or infinity.
     """
+    write_text(path, json.dumps(obj, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text; the file appears whole or not at all.
+
+    Raises: UserError when the disk is full or the place cannot be written.
+    """
     path = Path(path)
-    text = json.dumps(obj, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     partial = _partial_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -63,12 +63,15 @@ def distinct_values(task: Task, split: Split, n: int, rng: random.Random) -> lis
     return list(found.values())
 
 
-def questions(task: Task, code: str, split: Split, n: int, rng: random.Random) -> Iterator[tuple[Fact, int]]:
+def questions(
+    task: Task, code: str, split: Split, n: int, rng: random.Random, n_trained: int | None = None
+) -> Iterator[tuple[Fact, int]]:
     """Yield about `n` pairs of a value and the number of its phrasing.
 
     The last phrasing stands in the test split alone. *Generalise*: values of the split, and half of the test
     rows in a phrasing that was trained. *Remember*: every fact in each training phrasing, then the same facts
-    in the kept phrasing; validation has none.
+    in the kept phrasing; validation has none. With `n_trained` training rows the test asks about no fact that
+    those do not show; None leaves it all facts (a language that the base knows).
     """
     kept = len(phrasings(code)[task.name]) - 1
     if task.kind == "generalise":
@@ -79,8 +82,8 @@ def questions(task: Task, code: str, split: Split, n: int, rng: random.Random) -
         facts = random.Random(f"{task.name}:{code}").sample(
             known := list(known_values(task.name, code)), len(known)
         )
-        n_facts = min(len(facts), math.ceil(n / kept) if split == "train" else n)
-        for value in facts[:n_facts]:
+        n_shown = len(facts) if n_trained is None else math.ceil(n_trained / kept)
+        for value in facts[: math.ceil(n / kept) if split == "train" else min(n, n_shown)]:
             yield from [(value, kept)] if split == "test" else [(value, i) for i in range(kept)]
 
 
@@ -132,10 +135,11 @@ def split_rows(recipe: RecipeConfig, split: Split, dropped: Counter[str]) -> lis
         *((code, "general") for code in recipe.general_languages),
     ]
     for code, group in members:
+        n_trained = recipe.train_rows_per_task if group == "target" else None
         for name in (name for name in recipe.tasks if name in phrasings(code)):
             rng = random.Random(f"{recipe.seed}:{split}:{code}:{name}")
             for value, phrasing in questions(
-                TASKS[name], code, split, rows_wanted(recipe, group, split), rng
+                TASKS[name], code, split, rows_wanted(recipe, group, split), rng, n_trained
             ):
                 row = make_row(TASKS[name], code, group, value, phrasing)
                 if isinstance(row, str):
@@ -231,15 +235,18 @@ def read_split(folder: str | Path, split: Split) -> Dataset:
     Raises:
         UserError: it is missing, damaged or empty.
     """
+    empty = f"the {split} split of {folder} is empty: the recipe must give it at least one row"
     try:
         found = datasets.load_from_disk(str(Path(folder) / split))
+    except IndexError as error:  # datasets 5.2 saves an empty split and cannot read it back
+        raise UserError(empty) from error
     except Exception as error:  # Arrow, JSON and OS errors all mean the same to the user
         raise UserError(
-            f"cannot read the {split} split of {folder} ({type(error).__name__}: {error}); build it again "
-            "with `local-experts data RECIPE --output DIR`"
+            f"cannot read the {split} split of {folder} ({type(error).__name__}: {error}); make it again with "
+            "`local-experts data`"
         ) from error
     if not isinstance(found, Dataset) or len(found) == 0:
-        raise UserError(f"the {split} split of {folder} is empty: the recipe must give it at least one row")
+        raise UserError(empty)
     return found
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import random
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -218,7 +219,8 @@ def phrasings(code: str) -> dict[str, list[str]]:
 
 def fold_digits(text: str) -> str:
     """Return text with the digits of every script as ASCII digits, one for one, so that offsets stay."""
-    return regex.sub(r"\p{Nd}", lambda match: str(int(match.group())), text)
+    # `regex` knows digits of newer Unicode than Python does: those stay as they are.
+    return regex.sub(r"\p{Nd}", lambda match: str(unicodedata.decimal(match.group(), match.group())), text)
 
 
 def check(checker: str, language: str, value: str, answer: str) -> bool:

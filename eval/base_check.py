@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from jinja2 import Template
 
-from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact
+from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact, write_text
 from data_recipes.build import split_rows
 from data_recipes.corpus import INSTRUCTED, running_text
 from data_recipes.languages import LANGUAGES, language
@@ -133,7 +133,7 @@ def check_base(folder: Path, kolibri_wheel: Path | None, n_per_task: int) -> dic
     }
     inputs = {"model": sha256_file(folder / "model.safetensors")}
     write_artefact(folder / "evaluation.json", "base_evaluation", inputs, body)
-    (folder / "README.md").write_text(card(manifest, body), encoding="utf-8")
+    write_text(folder / "README.md", card(manifest, body))
     return body
 
 

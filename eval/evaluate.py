@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset
 
 from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact
+from data_recipes.build import read_split
 from data_recipes.text import script_share
 from eval.compare import CONFIDENCE_PERCENT, paired_bootstrap_of_sums, ratio_of_sums
 from eval.generate import AnswerLoss, answer_nll, generate_answers
@@ -156,7 +156,7 @@ def evaluate_stage(config: RunConfig) -> Path:
     """
     folder = Path(config.output)
     manifest = read_artefact(folder / "data" / "manifest.json", "dataset_manifest")
-    rows = cap_rows(_test_rows(folder / "data"), config.eval.max_rows_per_task, config.seed)
+    rows = cap_rows(read_split(folder / "data", "test").to_list(), config.eval.max_rows_per_task, config.seed)
     trained = read_artefact(folder / "adapter" / "train.json", "train_result")
     if trained["inputs"]["data"] != manifest["content_hash"]:
         # Its training rows may be among the test rows of today.
@@ -207,23 +207,6 @@ def describe(found: dict[str, float]) -> str:
         f"exact match {found['base']:.3f} -> {found['tuned']:.3f}, difference {found['difference']:+.3f} "
         f"[{found['low']:+.3f}, {found['high']:+.3f}], n = {found['n']}"
     )
-
-
-def _test_rows(folder: Path) -> list[Row]:
-    empty = f"{folder} has no test rows: raise the recipe's share of test rows and build the data again"
-    if not (folder / "test").is_dir():
-        raise UserError(empty)
-    try:
-        rows = Dataset.load_from_disk(folder / "test").to_list()
-    except IndexError as error:  # datasets 5.2 saves an empty split and cannot read it back
-        raise UserError(empty) from error
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"cannot read {folder / 'test'} ({error}); make it again with `local-experts data`"
-        ) from error
-    if not rows:
-        raise UserError(empty)
-    return rows
 
 
 def _rows_in_their_script(rows: Sequence[Row]) -> np.ndarray:

@@ -6,14 +6,13 @@ Reads `results.json`, `profile.json` and `adapter/` (plan, train result, metrics
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_recipes.artefact import UserError, is_disk_full, read_artefact, sha256_file, write_artefact
+from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact, write_text
 from data_recipes.settings import settings_dict
 from eval.page import language_name, render_page
 from finetune.config import RunConfig, config_from_arguments
@@ -153,7 +152,7 @@ def report_stage(config: RunConfig) -> Path:
     if len(page.encode("utf-8")) > MAX_PAGE_BYTES:
         raise UserError(f"report.html would be larger than {MAX_PAGE_BYTES:,} bytes: lower eval.samples")
     write_artefact(folder / "report.json", "report", inputs, report)
-    _write_page(folder / "report.html", page)
+    write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
@@ -167,18 +166,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 _TRAINING = ("steps", "seconds", "tokens", "first_loss", "last_loss", "n_trainable", "tokens_per_s")
-
-
-def _write_page(path: Path, page: str) -> None:
-    """Whole or not at all, as every file of a run."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8", newline="\n")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        reason = "no space left on the disk" if is_disk_full(error) else error.strerror
-        raise UserError(f"cannot write {path}: {reason}") from error
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:

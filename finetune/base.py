@@ -39,7 +39,7 @@ class TinyBaseConfig:
     output: str
     kolibri_wheel: str  # path of the wheel that brings most of the running text
     seed: int = 0
-    steps: int = 2000
+    steps: int = 1600
     batch_sequences: int = 12
     length_tokens: int = 192
     instruction_share: float = 0.6  # of the sequences

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from datasets import load_from_disk
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_recipes.artefact import UserError, read_artefact, write_artefact
+from data_recipes.build import read_split
 from finetune.config import ProfileConfig, RunConfig, config_from_arguments
 from finetune.model import load_model, model_fingerprint, tokenizer_fingerprint
 from finetune.moe import MoeLayer, moe_layers, parameters_per_rank, router_output
@@ -139,7 +139,8 @@ def profile_stage(config: RunConfig) -> Path:
     """
     output = Path(config.output)
     manifest = read_artefact(output / "data" / "manifest.json", "dataset_manifest")
-    rows_by_group = _rows_by_language(_read_training_rows(output / "data"))
+    rows = read_split(output / "data", "train").select_columns(["messages", "language", "group"])
+    rows_by_group = _rows_by_language(rows.to_list())
     model, tokenizer = load_model(config.base)
     fingerprints = {
         "model_fingerprint": model_fingerprint(model),
@@ -246,17 +247,6 @@ def _pad(rows: Sequence[EncodedRow], device: torch.device) -> Iterator[torch.Ten
     )
     for values in lists:
         yield torch.tensor([value + [0] * (n_tokens - len(value)) for value in values], device=device)
-
-
-def _read_training_rows(folder: Path) -> list[Row]:
-    """Rows of the training split alone."""
-    try:
-        dataset: Any = load_from_disk(str(folder / "train"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read {folder / 'train'} ({error}); make it with `local-experts data`"
-        ) from error
-    return dataset.select_columns(["messages", "language", "group"]).to_list()
 
 
 def _rows_by_language(rows: Iterable[Row]) -> dict[str, list[Row]]:

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from datasets import load_from_disk
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from data_recipes.artefact import UserError, read_artefact, sha256_json, whole_folder, write_artefact
+from data_recipes.build import read_split
 from data_recipes.settings import settings_dict
 from finetune import cli
 from finetune.adapter import (
@@ -45,6 +45,7 @@ from finetune.batches import (
 )
 from finetune.config import RunConfig, TrainConfig, config_from_arguments
 from finetune.model import load_model, model_fingerprint
+from finetune.moe import moe_layers
 from finetune.processes import broadcast_parameters, start_accelerator, sum_gradients
 from finetune.selection import read_plan
 
@@ -213,9 +214,9 @@ def train_stage(config: RunConfig) -> Path:
         config.train.n_processes, config.base.device, config.train.tracker, str(output / "tracker")
     )
     manifest = read_artefact(output / "data" / "manifest.json", "dataset_manifest")
-    dataset: Any = load_from_disk(str(output / "data"))
+    train, validation = (read_split(output / "data", split) for split in ("train", "validation"))
     model, tokenizer = load_model(config.base)
-    plan = read_plan(output / "plan.json", model_fingerprint(model))
+    plan = read_plan(output / "plan.json", model_fingerprint(model), moe_layers(model))
     n_trainable = attach(model, plan, config.lora, config.seed)
     if config.train.tracker:
         accelerator.init_trackers(config.name, {"train": json.dumps(settings_dict(config.train))})
@@ -227,10 +228,10 @@ def train_stage(config: RunConfig) -> Path:
         result = train_rows(
             model,
             tokenizer,
-            dataset["train"],
+            train.to_list(),
             config.train,
             config.seed,
-            dataset["validation"],
+            validation.to_list(),
             metrics_path,
             accelerator,
         )

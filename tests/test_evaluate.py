@@ -223,7 +223,7 @@ def test_the_command_prints_interval_and_rows(run_folder, tmp_path, capsys):
 
 def test_an_empty_test_split_is_an_error(run_folder):
     write_data(Path(run_folder.output), [])
-    with pytest.raises(UserError, match="no test rows"):
+    with pytest.raises(UserError, match="test split of .* is empty"):
         evaluate_stage(run_folder)
 
 

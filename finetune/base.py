@@ -10,6 +10,7 @@ first).
 
 import argparse
 import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from data_recipes.artefact import whole_folder, write_artefact
 from data_recipes.corpus import Document, instructions, raw_documents
 from data_recipes.languages import LANGUAGES
 from data_recipes.settings import load_settings, settings_dict
+from finetune.batches import IGNORED_LABEL
 from finetune.moe import MoeLayer, moe_layers
 from finetune.tokenizer import END, train_tokenizer
 
@@ -39,14 +41,15 @@ class TinyBaseConfig:
     output: str
     kolibri_wheel: str  # path of the wheel that brings most of the running text
     seed: int = 0
-    steps: int = 1600
-    batch_sequences: int = 12
-    length_tokens: int = 192
-    instruction_share: float = 0.6  # of the sequences
+    steps: int = 1900
+    instruction_share: float = 0.7  # of the steps; the others see raw text
+    instruction_rows: int = 32  # of a step; one row a sequence, padded
+    raw_sequences: int = 12  # of a step
+    length_tokens: int = 128  # of a raw sequence
     running_share: float = 0.6  # of the raw sequences; the rest are lists of facts
     n_instructions: int = 60_000
     n_facts_each: int = 1_000
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     warmup_steps: int = 100
     weight_decay: float = 0.05
     vocabulary_size: int = 8192
@@ -90,6 +93,8 @@ def model_config(config: TinyBaseConfig, vocabulary_size: int, end_id: int) -> G
         max_position_embeddings=1024,
         initializer_range=config.initial_std,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        # GLM-5.2 has two tables. One serves both ends here: a model this small learns to copy far sooner.
+        tie_word_embeddings=True,
         eos_token_id=end_id,
         pad_token_id=end_id,
         bos_token_id=None,
@@ -97,54 +102,69 @@ def model_config(config: TinyBaseConfig, vocabulary_size: int, end_id: int) -> G
 
 
 class Pools:
-    """Token streams by language and kind, from which sequences of one language are cut."""
+    """What the base is trained on, as token ids: raw streams by language and kind, and instruction rows."""
 
-    def __init__(self, streams: dict[tuple[str, str], np.ndarray], config: TinyBaseConfig) -> None:
+    def __init__(
+        self, streams: dict[tuple[str, str], np.ndarray], rows: list[list[int]], config: TinyBaseConfig
+    ) -> None:
         self.streams = streams
+        self.rows = rows
         self.config = config
         self.rng = np.random.default_rng(config.seed)
 
-    def _languages(self, kind: str) -> list[str]:
-        return [code for code in LANGUAGES if (code, kind) in self.streams]
+    def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return token ids and labels, each [B, T]: instructions, or raw text."""
+        is_instruction = self.rng.random() < self.config.instruction_share
+        return self.instruction_batch() if is_instruction else self.raw_batch()
 
-    def _kind(self) -> str:
-        if self.rng.random() < self.config.instruction_share:
-            return "instruction"
-        return "running" if self.rng.random() < self.config.running_share else "facts"
+    def instruction_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return rows alone in their sequences: packed, other rows' numbers hide the one to copy."""
+        numbers = self.rng.integers(0, len(self.rows), self.config.instruction_rows)
+        rows = [torch.tensor(self.rows[i]) for i in numbers]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
+        labels = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED_LABEL)
+        return ids, labels
 
-    def batch(self) -> torch.Tensor:
-        """Return token ids [B, T]; every row is cut from one language and kind."""
-        rows = []
-        for _ in range(self.config.batch_sequences):
-            kind = self._kind()
-            languages = self._languages(kind)
-            # Square root of the size: a language with little text is seen often, but not learnt by heart.
-            sizes = np.sqrt([len(self.streams[code, kind]) for code in languages])
-            code = languages[self.rng.choice(len(languages), p=sizes / sizes.sum())]
-            stream = self.streams[code, kind]
-            start = self.rng.integers(0, len(stream) - self.config.length_tokens)
-            rows.append(stream[start : start + self.config.length_tokens])
-        return torch.from_numpy(np.stack(rows).astype(np.int64))
+    def raw_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cuts of the raw streams; every sequence is of one language and kind."""
+        cuts = [self._cut() for _ in range(self.config.raw_sequences)]
+        ids = torch.from_numpy(np.stack(cuts).astype(np.int64))
+        return ids, ids
+
+    def _cut(self) -> np.ndarray:
+        kind = "running" if self.rng.random() < self.config.running_share else "facts"
+        codes = [code for code in LANGUAGES if (code, kind) in self.streams]
+        # Square root of the size: a language with little text is seen often, but not learnt by heart.
+        sizes = np.sqrt([len(self.streams[code, kind]) for code in codes])
+        stream = self.streams[codes[self.rng.choice(len(codes), p=sizes / sizes.sum())], kind]
+        start = self.rng.integers(0, len(stream) - self.config.length_tokens)
+        return stream[start : start + self.config.length_tokens]
 
 
 def token_streams(
     documents: Sequence[Document], config: TinyBaseConfig, tokenizer: PreTrainedTokenizerFast
 ) -> dict[tuple[str, str], np.ndarray]:
-    """Return one array of token ids a language and kind; held-out documents stay out."""
+    """Return one array of token ids a language and kind of raw text; held-out documents stay out."""
     pieces: dict[tuple[str, str], list[int]] = {}
     for document in documents:
         if not document.held_out:
             ids = tokenizer(document.text + END)["input_ids"]
             pieces.setdefault((document.language, "running" if document.running else "facts"), []).extend(ids)
-    for code, question, answer in instructions(config.n_instructions, config.seed):
-        chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        ids: Any = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)
-        pieces.setdefault((code, "instruction"), []).extend(ids)
     return {
         key: np.array(ids, dtype=np.int32)
         for key, ids in pieces.items()
         if len(ids) > 2 * config.length_tokens
     }
+
+
+def instruction_rows(config: TinyBaseConfig, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+    """Return the token ids of every instruction, question and answer in the chat template."""
+    rows = []
+    for _, question, answer in instructions(config.n_instructions, config.seed):
+        chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        ids: Any = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)
+        rows.append(ids)
+    return rows
 
 
 class RouterWatch:
@@ -196,19 +216,20 @@ def new_model(config: TinyBaseConfig, tokenizer: PreTrainedTokenizerFast) -> Glm
 
 
 def train(model: GlmMoeDsaForCausalLM, pools: Pools, config: TinyBaseConfig) -> Iterator[dict[str, float]]:
-    """Train in place, yielding step, loss and load (busiest expert over mean) every ten steps."""
+    """Train in place, yielding step, loss, load (busiest expert over mean) and tokens every ten steps."""
     watch = RouterWatch(moe_layers(model))
     decay = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
     rest = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
     model.train()
+    n_tokens = 0
     bar = tqdm(range(config.steps), desc="tiny-glm", mininterval=10)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, config)
-        ids = pools.batch()
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        ids, labels = pools.batch()
+        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -216,9 +237,10 @@ def train(model: GlmMoeDsaForCausalLM, pools: Pools, config: TinyBaseConfig) -> 
         load = watch.balance(config.balance_rate)
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower learning_rate")
+        n_tokens += int((labels != IGNORED_LABEL).sum())
         if step % 10 == 0 or step == config.steps - 1:
             bar.set_postfix(loss=f"{loss.item():.3f}", load=f"{load:.1f}")
-            yield {"step": step, "loss": round(loss.item(), 4), "load": round(load, 2)}
+            yield {"step": step, "loss": round(loss.item(), 4), "load": round(load, 2), "tokens": n_tokens}
 
 
 def save(model: GlmMoeDsaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -240,12 +262,13 @@ def train_base(config: TinyBaseConfig) -> Path:
     asked = [f"{question}\n{answer}" for _, question, answer in instructions(4000, config.seed + 1)]
     tokenizer = train_tokenizer([document.text for document in documents] + asked, config.vocabulary_size)
     streams = token_streams(documents, config, tokenizer)
-    data_hash = hashlib.sha256()
+    rows = instruction_rows(config, tokenizer)
+    data_hash = hashlib.sha256(json.dumps(rows).encode())
     for key in sorted(streams):
         data_hash.update(str(key).encode() + streams[key].tobytes())
     model = new_model(config, tokenizer)
     output, curve = Path(config.output), []
-    for row in train(model, Pools(streams, config), config):
+    for row in train(model, Pools(streams, rows, config), config):
         curve.append(row)
         if row["step"] and row["step"] % config.save_every == 0:
             save(model, tokenizer, output.with_name(f"{output.name}.unfinished"))
@@ -253,7 +276,8 @@ def train_base(config: TinyBaseConfig) -> Path:
         "config": settings_dict(config),
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "n_tokens": {f"{code}/{kind}": len(stream) for (code, kind), stream in sorted(streams.items())},
-        "n_tokens_trained": config.steps * config.batch_sequences * config.length_tokens,
+        "n_tokens_instructions": sum(map(len, rows)),
+        "n_tokens_trained": int(curve[-1]["tokens"]),
         "minutes": round((time.monotonic() - started) / 60, 1),
         "loss_curve": curve,
     }

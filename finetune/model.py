@@ -20,8 +20,8 @@ from finetune.config import SHIPPED_MODELS, BaseConfig
 # Parts of a config that say how a model was loaded, not which model it is.
 _LOADING_KEYS = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "_commit_hash", "use_cache")
 _WHAT_A_MODEL_IS = (
-    "give a folder with config.json, *.safetensors and a tokenizer, a Hub id (owner/name; needs the network or "
-    "a filled cache), or tiny-glm"
+    "give a folder with config.json, *.safetensors and a tokenizer, a Hub id (owner/name; needs the network "
+    "or a filled cache), or tiny-glm"
 )
 _N_SAMPLED = 256  # values of a tensor that go into the fingerprint, evenly spread
 
@@ -66,9 +66,15 @@ def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         disable_progress_bar()  # it loads in a blink; a bar helps with a large one
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=base.revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, revision=base.revision, dtype=getattr(torch, base.dtype), use_safetensors=True
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=base.revision,
+            dtype=getattr(torch, base.dtype),
+            use_safetensors=True,
+            output_loading_info=True,
         )
+        if missing := sorted(loading["missing_keys"]):  # transformers makes up random values for these
+            raise ValueError(f"its files lack {len(missing)} tensor(s), first {missing[0]}")
     except Exception as error:  # OSError, ValueError, SafetensorError: each library has its own
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(

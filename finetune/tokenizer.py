@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 SPECIAL_TOKENS = ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>")
 END = "<|endoftext|>"
 # Digits are cut as a number is read in India: crore, lakh and thousand in pairs, the hundred alone, the last
-# two together (12345678 -> 1 23 45 6 78), so that grouping and reading an amount is a matter of copying tokens.
+# two together (12345678 -> 1 23 45 6 78): grouping and reading an amount is then a matter of copying tokens.
 DIGITS = r"\p{Nd}{1,2}(?=(?:\p{Nd}{2})*\p{Nd}{3}(?!\p{Nd}))|\p{Nd}(?=\p{Nd}{2}(?!\p{Nd}))|\p{Nd}{1,2}"
 # Marks (\p{M}) and joiners belong to the word: the usual patterns cut Indic words at their vowel signs.
 LETTERS = r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}\u200c\u200d]+"

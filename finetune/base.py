@@ -249,9 +249,10 @@ def save(model: GlmMoeDsaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder
         name: tensor if name.endswith("e_score_correction_bias") else tensor.to(torch.bfloat16)
         for name, tensor in model.state_dict().items()
     }
-    config = model.config
-    config.dtype = torch.bfloat16
     model.save_pretrained(folder, state_dict=state)
+    # It noted the type of the model in memory, float32: a plain load must give what is in the file.
+    model.config.dtype = torch.bfloat16
+    model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -1,4 +1,4 @@
-"""The base loads frozen, from safetensors alone; bad folders are one message; fingerprints differ by model."""
+"""The base loads frozen and from safetensors alone, bad folders are one message, fingerprints differ."""
 
 import json
 

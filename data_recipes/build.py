@@ -242,8 +242,8 @@ def read_split(folder: str | Path, split: Split) -> Dataset:
         raise UserError(empty) from error
     except Exception as error:  # Arrow, JSON and OS errors all mean the same to the user
         raise UserError(
-            f"cannot read the {split} split of {folder} ({type(error).__name__}: {error}); make it again with "
-            "`local-experts data`"
+            f"cannot read the {split} split of {folder} ({type(error).__name__}: {error}); "
+            "make it again with `local-experts data`"
         ) from error
     if not isinstance(found, Dataset) or len(found) == 0:
         raise UserError(empty)

@@ -90,28 +90,26 @@ def raw_documents(kolibri_wheel: Path | None, n_facts_each: int, seed: int) -> l
     return documents
 
 
-def instruction(code: str, rng: random.Random) -> tuple[str, str] | None:
+def instruction(code: str, kind: str, rng: random.Random) -> tuple[str, str] | None:
     """Return a question and its answer, training values and phrasings only; None means draw again."""
     sentences = phrasings(code)
-    name = rng.choice(sorted(sentences))
-    task = TASKS[name]
-    known = known_values(name, code)
-    value = task.draw(rng) if task.draw else rng.choice(known)
-    if task.kind == "generalise" and split_of(name, value) != "train":
+    task = TASKS[rng.choice(sorted(name for name in sentences if TASKS[name].kind == kind))]
+    value = task.draw(rng) if task.draw else rng.choice(known_values(task.name, code))
+    if task.kind == "generalise" and split_of(task.name, value) != "train":
         return None
     answer = task.answer(value, code)
     if answer is None:
         return None
-    return rng.choice(sentences[name][:-1]).replace("{x}", task.question(value, code)), answer
+    return rng.choice(sentences[task.name][:-1]).replace("{x}", task.question(value, code)), answer
 
 
-def instructions(n: int, seed: int) -> Iterator[tuple[str, str, str]]:
-    """Yield `n` instructions (language, question, answer) in English, Hindi and Bengali in turn."""
-    rng = random.Random(f"{seed}:instructions")
+def instructions(n: int, kind: str, seed: int) -> Iterator[tuple[str, str, str]]:
+    """Yield `n` instructions (language, question, answer) of a kind, the three languages in turn."""
+    rng = random.Random(f"{seed}:instructions:{kind}")
     n_made = 0
     while n_made < n:
         code = INSTRUCTED[n_made % len(INSTRUCTED)]
-        pair = instruction(code, rng)
+        pair = instruction(code, kind, rng)
         if pair is not None:
             n_made += 1
             yield code, *pair

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,13 +41,15 @@ class TinyBaseConfig:
     output: str
     kolibri_wheel: str  # path of the wheel that brings most of the running text
     seed: int = 0
-    steps: int = 1900
-    instruction_share: float = 0.7  # of the steps; the others see raw text
-    instruction_rows: int = 32  # of a step; one row a sequence, padded
+    steps: int = 1700
+    instruction_share: float = 0.75  # of the steps; the others see raw text
+    instruction_rows: int = 48  # of a step; one row a sequence, padded
+    remember_from: float = 0.5  # of the steps: names to remember come when copying is learnt
+    remember_share: float = 0.6  # of the instruction rows from then on
     raw_sequences: int = 12  # of a step
     length_tokens: int = 128  # of a raw sequence
     running_share: float = 0.6  # of the raw sequences; the rest are lists of facts
-    n_instructions: int = 60_000
+    n_instructions: int = 50_000  # to generalise from; and half as many to remember
     n_facts_each: int = 1_000
     learning_rate: float = 3e-3
     warmup_steps: int = 100
@@ -79,10 +81,10 @@ def model_config(config: TinyBaseConfig, vocabulary_size: int, end_id: int) -> G
         n_shared_experts=1,
         num_experts_per_tok=config.experts_per_token,
         routed_scaling_factor=2.5,
-        q_lora_rank=96,
-        kv_lora_rank=64,
+        q_lora_rank=128,
+        kv_lora_rank=96,
         qk_nope_head_dim=32,
-        qk_rope_head_dim=16,
+        qk_rope_head_dim=32,
         v_head_dim=32,
         # The indexer runs under no_grad and is never trained. Its top-k is wider than any sequence this model
         # is made for, so that it never chooses; the pattern is full, shared, shared, full, ... as in GLM-5.2.
@@ -92,7 +94,8 @@ def model_config(config: TinyBaseConfig, vocabulary_size: int, end_id: int) -> G
         indexer_types=["full" if i % 3 == 0 else "shared" for i in range(config.layers)],
         max_position_embeddings=1024,
         initializer_range=config.initial_std,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        # Neighbouring frequencies 1.5 apart, about as in GLM-5.2 (8e6 over 64 dimensions: 1.6).
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
         # GLM-5.2 has two tables. One serves both ends here: a model this small learns to copy far sooner.
         tie_word_embeddings=True,
         eos_token_id=end_id,
@@ -101,28 +104,45 @@ def model_config(config: TinyBaseConfig, vocabulary_size: int, end_id: int) -> G
     )
 
 
+class InstructionRow(NamedTuple):
+    """Token ids of question and answer, and the labels: the answer and its stop token alone."""
+
+    ids: list[int]
+    labels: list[int]
+
+
 class Pools:
-    """What the base is trained on, as token ids: raw streams by language and kind, and instruction rows."""
+    """What the base is trained on: raw streams by language and kind, and instruction rows by kind."""
 
     def __init__(
-        self, streams: dict[tuple[str, str], np.ndarray], rows: list[list[int]], config: TinyBaseConfig
+        self,
+        streams: dict[tuple[str, str], np.ndarray],
+        rows: dict[str, list[InstructionRow]],
+        config: TinyBaseConfig,
     ) -> None:
         self.streams = streams
         self.rows = rows
         self.config = config
         self.rng = np.random.default_rng(config.seed)
 
-    def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return token ids and labels, each [B, T]: instructions, or raw text."""
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return token ids and labels of a step, each [B, T]: instructions, or raw text."""
         is_instruction = self.rng.random() < self.config.instruction_share
-        return self.instruction_batch() if is_instruction else self.raw_batch()
+        return self.instruction_batch(step) if is_instruction else self.raw_batch()
 
-    def instruction_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def instruction_batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return rows alone in their sequences: packed, other rows' numbers hide the one to copy."""
-        numbers = self.rng.integers(0, len(self.rows), self.config.instruction_rows)
-        rows = [torch.tensor(self.rows[i]) for i in numbers]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
-        labels = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED_LABEL)
+        share = self.config.remember_share if step >= self.config.remember_from * self.config.steps else 0.0
+        kinds = self.rng.choice(
+            ["generalise", "remember"], self.config.instruction_rows, p=[1 - share, share]
+        )
+        rows = [self.rows[kind][self.rng.integers(0, len(self.rows[kind]))] for kind in kinds]
+        ids, labels = (
+            torch.nn.utils.rnn.pad_sequence(
+                [torch.tensor(part) for part in parts], batch_first=True, padding_value=padding
+            )
+            for parts, padding in zip(zip(*rows, strict=True), (0, IGNORED_LABEL), strict=True)
+        )
         return ids, labels
 
     def raw_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -157,14 +177,30 @@ def token_streams(
     }
 
 
-def instruction_rows(config: TinyBaseConfig, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
-    """Return the token ids of every instruction, question and answer in the chat template."""
+def instruction_rows(
+    kind: str, n: int, seed: int, tokenizer: PreTrainedTokenizerFast
+) -> list[InstructionRow]:
+    """Return instructions of a kind in the chat template; only the answer is trained, as in the trainer.
+
+    A question's numbers cannot be foreseen: trained on, their noise drowns what there is to learn.
+    """
     rows = []
-    for _, question, answer in instructions(config.n_instructions, config.seed):
+    for _, question, answer in instructions(n, kind, seed):
         chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        ids: Any = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)
-        rows.append(ids)
+        found: Any = tokenizer.apply_chat_template(
+            chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids, mask = found["input_ids"], found["assistant_masks"]
+        labels = [token if own else IGNORED_LABEL for token, own in zip(ids, mask, strict=True)]
+        rows.append(InstructionRow(ids, labels))
     return rows
+
+
+def next_token_loss(model: GlmMoeDsaForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy (nats) of the labelled tokens; logits are made for those alone."""
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    is_trained = labels[:, 1:] != IGNORED_LABEL
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[is_trained]), labels[:, 1:][is_trained])
 
 
 class RouterWatch:
@@ -228,8 +264,8 @@ def train(model: GlmMoeDsaForCausalLM, pools: Pools, config: TinyBaseConfig) -> 
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, config)
-        ids, labels = pools.batch()
-        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+        ids, labels = pools.batch(step)
+        loss = next_token_loss(model, ids, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -260,10 +296,17 @@ def train_base(config: TinyBaseConfig) -> Path:
     """Train tiny-glm and write its folder, whole or not at all."""
     started = time.monotonic()
     documents = raw_documents(Path(config.kolibri_wheel), config.n_facts_each, config.seed)
-    asked = [f"{question}\n{answer}" for _, question, answer in instructions(4000, config.seed + 1)]
+    asked = [
+        f"{question}\n{answer}"
+        for kind in ("generalise", "remember")
+        for _, question, answer in instructions(2000, kind, config.seed + 1)
+    ]
     tokenizer = train_tokenizer([document.text for document in documents] + asked, config.vocabulary_size)
     streams = token_streams(documents, config, tokenizer)
-    rows = instruction_rows(config, tokenizer)
+    rows = {
+        kind: instruction_rows(kind, n, config.seed, tokenizer)
+        for kind, n in (("generalise", config.n_instructions), ("remember", config.n_instructions // 2))
+    }
     data_hash = hashlib.sha256(json.dumps(rows).encode())
     for key in sorted(streams):
         data_hash.update(str(key).encode() + streams[key].tobytes())
@@ -277,7 +320,7 @@ def train_base(config: TinyBaseConfig) -> Path:
         "config": settings_dict(config),
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "n_tokens": {f"{code}/{kind}": len(stream) for (code, kind), stream in sorted(streams.items())},
-        "n_tokens_instructions": sum(map(len, rows)),
+        "n_instructions": {kind: len(part) for kind, part in rows.items()},
         "n_tokens_trained": int(curve[-1]["tokens"]),
         "minutes": round((time.monotonic() - started) / 60, 1),
         "loss_curve": curve,

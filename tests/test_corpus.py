@@ -108,7 +108,10 @@ def matches(sentence, question):
 
 def test_instructions_are_in_three_languages_on_training_values_in_training_phrasings():
     seen, tasks = [], set()
-    for code, question, answer in instructions(450, seed=3):
+    for code, question, answer in [
+        *instructions(300, "generalise", seed=3),
+        *instructions(150, "remember", seed=3),
+    ]:
         seen.append(code)
         written = phrasings(code)
         assert not any(matches(listed[-1], question) for listed in written.values())
@@ -132,10 +135,11 @@ def test_instructions_are_in_three_languages_on_training_values_in_training_phra
 
 
 def test_instructions_depend_on_the_seed_alone():
-    first = list(instructions(60, seed=0))
-    assert list(instructions(60, seed=0)) == first
-    assert list(instructions(30, seed=0)) == first[:30]
-    assert list(instructions(60, seed=1)) != first
+    first = list(instructions(60, "generalise", seed=0))
+    assert list(instructions(60, "generalise", seed=0)) == first
+    assert list(instructions(30, "generalise", seed=0)) == first[:30]
+    assert list(instructions(60, "generalise", seed=1)) != first
+    assert not set(instructions(60, "remember", seed=0)) & set(first)
 
 
 def test_every_twentieth_document_of_running_text_is_held_out_and_shares_no_line(wheel):

@@ -66,13 +66,14 @@ def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         disable_progress_bar()  # it loads in a blink; a bar helps with a large one
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=base.revision)
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             revision=base.revision,
             dtype=getattr(torch, base.dtype),
             use_safetensors=True,
             output_loading_info=True,
         )
+        model, loading = loaded
         if missing := sorted(loading["missing_keys"]):  # transformers makes up random values for these
             raise ValueError(f"its files lack {len(missing)} tensor(s), first {missing[0]}")
     except Exception as error:  # OSError, ValueError, SafetensorError: each library has its own

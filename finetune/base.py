@@ -31,6 +31,7 @@ from finetune.batches import IGNORED_LABEL
 from finetune.moe import MoeLayer, moe_layers
 from finetune.tokenizer import END, train_tokenizer
 
+_PLACES = ("output", "kolibri_wheel")  # say where, not what
 # Axes: B sequences of a batch, T tokens.
 
 
@@ -317,7 +318,7 @@ def train_base(config: TinyBaseConfig) -> Path:
         if row["step"] and row["step"] % config.save_every == 0:
             save(model, tokenizer, output.with_name(f"{output.name}.unfinished"))
     body = {
-        "config": settings_dict(config),
+        "config": {k: v for k, v in settings_dict(config).items() if k not in _PLACES},
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "n_tokens": {f"{code}/{kind}": len(stream) for (code, kind), stream in sorted(streams.items())},
         "n_instructions": {kind: len(part) for kind, part in rows.items()},

@@ -4,6 +4,7 @@ import json
 import math
 import zipfile
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,10 +24,12 @@ from finetune.base import (
     main,
     model_config,
     new_model,
+    next_token_loss,
     save,
     token_streams,
     train,
 )
+from finetune.batches import IGNORED_LABEL
 from finetune.config import BaseConfig
 from finetune.model import load_model
 from finetune.moe import moe_layers
@@ -74,7 +77,10 @@ def streams(tokenizer):
 
 @pytest.fixture(scope="module")
 def rows(tokenizer):
-    return instruction_rows(CONFIG, tokenizer)
+    return {
+        kind: instruction_rows(kind, CONFIG.n_instructions, CONFIG.seed, tokenizer)
+        for kind in ("generalise", "remember")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +122,8 @@ def test_the_learning_rate_warms_up_and_falls_to_a_twentieth(step, rate):
 def test_the_shipped_size_is_what_the_issue_asks_for():
     config = TinyBaseConfig(output="unused", kolibri_wheel="unused")
     glm = model_config(config, config.vocabulary_size, 0)
-    assert glm.mlp_layer_types.count("dense") == 1
-    assert glm.mlp_layer_types.count("sparse") >= 5
+    assert list(glm.mlp_layer_types or []).count("dense") == 1
+    assert list(glm.mlp_layer_types or []).count("sparse") >= 5
     assert glm.n_routed_experts >= 32
     assert (glm.num_experts_per_tok, glm.n_shared_experts) == (4, 1)
     # IndexShare: some layers have their own indexer, the others use it too.
@@ -129,22 +135,38 @@ def test_streams_are_by_language_and_kind_without_held_out_text(streams, tokeniz
     assert tokenizer.decode(streams["ta", "running"].tolist()) == f"{TAMIL * 20}<|endoftext|>"
 
 
-def test_an_instruction_is_one_whole_chat(rows, tokenizer):
-    assert len(rows) == CONFIG.n_instructions
-    asked = list(instructions(CONFIG.n_instructions, CONFIG.seed))
-    for row, (_, question, answer) in zip(rows, asked, strict=True):
-        layout = f"[gMASK]<sop><|user|>\n{question}<|assistant|>\n{answer}<|endoftext|>"
-        assert tokenizer.decode(row) == layout
+def test_an_instruction_is_one_whole_chat_and_its_answer_alone_is_trained(rows, tokenizer):
+    for kind, part in rows.items():
+        asked = list(instructions(CONFIG.n_instructions, kind, CONFIG.seed))
+        for row, (_, question, answer) in zip(part, asked, strict=True):
+            layout = f"[gMASK]<sop><|user|>\n{question}<|assistant|>\n{answer}<|endoftext|>"
+            assert tokenizer.decode(row.ids) == layout
+            trained = [label for label in row.labels if label != IGNORED_LABEL]
+            assert tokenizer.decode(trained) == f"{answer}<|endoftext|>"
+            assert row.ids[-len(trained) :] == trained
 
 
-def test_a_batch_of_instructions_holds_whole_rows_and_never_trains_padding(streams, rows):
-    ids, labels = Pools(streams, rows, CONFIG).instruction_batch()
-    assert ids.shape == labels.shape == (6, max(int((row != -100).sum()) for row in labels))
+@pytest.mark.parametrize(("step", "share"), [(0, 0.0), (15, 0.0), (16, 0.6), (30, 0.6)])
+def test_a_batch_holds_whole_rows_and_names_to_remember_come_in_the_second_half(streams, rows, step, share):
+    pools = Pools(streams, rows, replace(CONFIG, instruction_rows=200, steps=31))
+    ids, labels = pools.instruction_batch(step)
+    assert ids.shape == labels.shape and ids.shape[0] == 200
+    known = {kind: {tuple(row.labels) for row in part} for kind, part in rows.items()}
+    kinds = []
     for row, label in zip(ids, labels, strict=True):
-        trained = label != -100
-        assert row[trained].tolist() == label[trained].tolist()
-        assert row[trained].tolist() in rows
-        assert not row[~trained].any()
+        last = int((label != IGNORED_LABEL).nonzero()[-1]) + 1
+        kinds += [kind for kind in known if tuple(label[:last].tolist()) in known[kind]]
+        trained = label != IGNORED_LABEL
+        assert torch.equal(row[trained], label[trained]) and not row[last:].any()
+    assert len(kinds) == 200
+    assert kinds.count("remember") / 200 == pytest.approx(share, abs=0.14)  # four standard errors
+
+
+def test_logits_are_made_for_labelled_tokens_alone_and_the_loss_is_the_usual_one(streams, rows, tokenizer):
+    model = new_model(CONFIG, tokenizer).eval()
+    ids, labels = Pools(streams, rows, CONFIG).instruction_batch(0)
+    usual = model(input_ids=ids, labels=labels, use_cache=False).loss
+    assert next_token_loss(model, ids, labels).item() == pytest.approx(usual.item(), abs=1e-5)
 
 
 def test_each_raw_sequence_is_a_piece_of_one_stream(streams, rows):
@@ -167,7 +189,7 @@ def test_each_raw_sequence_is_a_piece_of_one_stream(streams, rows):
 def test_the_share_of_steps_with_instructions_is_met_and_the_seed_decides_which(streams, rows):
     def first_tokens(seed):
         pools = Pools(streams, rows, replace(CONFIG, instruction_share=0.25, seed=seed))
-        return [pools.batch()[0][:, :2].tolist() for _ in range(400)]
+        return [pools.batch(0)[0][:, :2].tolist() for _ in range(400)]
 
     chats = [batch == [[1, 2]] * 6 for batch in first_tokens(0)]  # [gMASK]<sop>
     assert sum(chats) / 400 == pytest.approx(0.25, abs=0.09)  # four standard errors
@@ -194,7 +216,7 @@ def test_the_same_seed_trains_the_same_model_bit_for_bit(result, trained):
 def load_of(model, streams):
     """Busiest expert over the mean, averaged over layers, on 32 fresh raw batches."""
     watch, loads = RouterWatch(moe_layers(model)), []
-    pools = Pools(streams, [], replace(CONFIG, seed=7))
+    pools = Pools(streams, {}, replace(CONFIG, seed=7))
     with torch.no_grad():
         for _ in range(32):
             model(input_ids=pools.raw_batch()[0], use_cache=False)
@@ -233,7 +255,8 @@ def test_the_saved_folder_loads_by_plain_transformers_with_the_bias_in_full_prec
     assert len(biases) == CONFIG.layers - 1
     assert all(stored[name].dtype == torch.float32 for name in biases)
     assert {tensor.dtype for name, tensor in stored.items() if name not in biases} == {torch.bfloat16}
-    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    found: Any = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, info = found
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
     state = loaded.state_dict()

@@ -38,7 +38,7 @@ from finetune.tokenizer import train_tokenizer
 CONFIG = TinyBaseConfig(
     output="unused",
     kolibri_wheel="unused",
-    steps=31,
+    steps=21,
     instruction_rows=6,
     raw_sequences=4,
     length_tokens=32,
@@ -198,19 +198,19 @@ def test_the_share_of_steps_with_instructions_is_met_and_the_seed_decides_which(
 
 def test_the_loss_falls_and_the_curve_has_every_tenth_step_and_the_last(result):
     _, curve = result
-    assert [row["step"] for row in curve] == [0, 10, 20, 30]
+    assert [row["step"] for row in curve] == [0, 10, 20]
     uniform = math.log(CONFIG.vocabulary_size)
     assert curve[0]["loss"] == pytest.approx(uniform, abs=0.6)
     assert curve[-1]["loss"] < curve[0]["loss"] - 1
     tokens = [row["tokens"] for row in curve]
-    assert tokens == sorted(tokens) and tokens[-1] >= 31 * 4 * 32
+    assert tokens == sorted(tokens) and tokens[0] > 6 and tokens[-1] > 21 * 6
 
 
-def test_the_same_seed_trains_the_same_model_bit_for_bit(result, trained):
-    model, curve = trained()
-    assert curve == result[1]
-    again, first = model.state_dict(), result[0].state_dict()
-    assert all(torch.equal(again[name], first[name]) for name in first)
+def test_the_same_seed_trains_the_same_model_bit_for_bit(trained):
+    (first, curve), (again, same_curve) = (trained(steps=6) for _ in range(2))
+    assert curve == same_curve
+    values = again.state_dict()
+    assert all(torch.equal(values[name], value) for name, value in first.state_dict().items())
 
 
 def load_of(model, streams):

@@ -338,7 +338,7 @@ def damage(folder, kind):
 def test_a_damaged_split_is_refused_with_the_command_that_builds_it_again(small, tmp_path, kind):
     folder = Path(shutil.copytree(small, tmp_path / "data"))
     damage(folder, kind)
-    with pytest.raises(UserError, match="cannot read the train split .*local-experts data RECIPE") as raised:
+    with pytest.raises(UserError, match="cannot read the train split .*`local-experts data`") as raised:
         read_split(folder, "train")
     assert "Traceback" not in str(raised.value)
 
@@ -346,7 +346,5 @@ def test_a_damaged_split_is_refused_with_the_command_that_builds_it_again(small,
 @pytest.mark.parametrize("n_files", [0, 1])
 def test_a_split_without_rows_is_refused(small, tmp_path, n_files):
     read_split(small, "train").select([]).save_to_disk(str(tmp_path / "train"), num_shards=n_files or None)
-    with pytest.raises(
-        UserError, match="the train split of .* is empty" if n_files else "cannot read the train"
-    ):
+    with pytest.raises(UserError, match="the train split of .* is empty"):
         read_split(tmp_path, "train")

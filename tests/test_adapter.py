@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from finetune.model import model_fingerprint
 from safetensors.torch import load_file, save_file
 
 from data_recipes.artefact import UserError, read_artefact, sha256_file, write_json
@@ -22,6 +21,7 @@ from finetune.adapter import (
     save_adapter,
 )
 from finetune.config import LoraConfig
+from finetune.model import model_fingerprint
 from finetune.moe import moe_layers
 
 CONFIG = LoraConfig(rank=4, alpha=8.0, attention=True)

@@ -93,7 +93,10 @@ def raw_documents(kolibri_wheel: Path | None, n_facts_each: int, seed: int) -> l
 def instruction(code: str, kind: str, rng: random.Random) -> tuple[str, str] | None:
     """Return a question and its answer, training values and phrasings only; None means draw again."""
     sentences = phrasings(code)
-    task = TASKS[rng.choice(sorted(name for name in sentences if TASKS[name].kind == kind))]
+    names = sorted(name for name in sentences if TASKS[name].kind == kind)
+    # A list of names is drawn as often as it is long: every name is asked about equally often.
+    weights = [max(1, len(known_values(name, code))) for name in names]
+    task = TASKS[rng.choices(names, weights)[0]]
     value = task.draw(rng) if task.draw else rng.choice(known_values(task.name, code))
     if task.kind == "generalise" and split_of(task.name, value) != "train":
         return None

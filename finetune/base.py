@@ -23,7 +23,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import GlmMoeDsaConfig, GlmMoeDsaForCausalLM, PreTrainedTokenizerFast
 
-from data_recipes.artefact import whole_folder, write_artefact
+from data_recipes.artefact import UserError, whole_folder, write_artefact
 from data_recipes.corpus import Document, instructions, raw_documents
 from data_recipes.languages import LANGUAGES
 from data_recipes.settings import load_settings, settings_dict
@@ -42,18 +42,19 @@ class TinyBaseConfig:
     output: str
     kolibri_wheel: str  # path of the wheel that brings most of the running text
     seed: int = 0
-    steps: int = 1700
-    instruction_share: float = 0.75  # of the steps; the others see raw text
-    instruction_rows: int = 48  # of a step; one row a sequence, padded
-    remember_from: float = 0.5  # of the steps: names to remember come when copying is learnt
+    steps: int = 20_000
+    instruction_share: float = 0.8  # of the steps; the others see raw text
+    instruction_rows: int = 24  # of a step; one row a sequence, padded
+    sorted_steps: int = 4  # whose rows are drawn together and sorted by length: less padding
+    remember_from: float = 0.2  # of the steps: names to remember come when copying is learnt
     remember_share: float = 0.6  # of the instruction rows from then on
-    raw_sequences: int = 12  # of a step
+    raw_sequences: int = 6  # of a step
     length_tokens: int = 128  # of a raw sequence
     running_share: float = 0.6  # of the raw sequences; the rest are lists of facts
-    n_instructions: int = 50_000  # to generalise from; and half as many to remember
+    n_instructions: int = 100_000  # to generalise from; and half as many to remember
     n_facts_each: int = 1_000
     learning_rate: float = 3e-3
-    warmup_steps: int = 100
+    warmup_steps: int = 200
     weight_decay: float = 0.05
     vocabulary_size: int = 8192
     hidden: int = 192
@@ -63,8 +64,8 @@ class TinyBaseConfig:
     expert_width: int = 96
     initial_std: float = 0.06  # of all weights but the routers'; GLM's 0.02 is for a width of 6144
     router_std: float = 0.05  # spread of the router's weights at the start
-    balance_rate: float = 0.001  # step of the router's correction bias, per optimizer step
-    save_every: int = 400  # steps; the unfinished model is kept beside the output, for watching
+    balance_rate: float = 0.0005  # step of the router's correction bias, per optimizer step
+    save_every: int = 2000  # steps; the unfinished model is kept beside the output, for watching
 
 
 def model_config(config: TinyBaseConfig, vocabulary_size: int, end_id: int) -> GlmMoeDsaConfig:
@@ -105,6 +106,14 @@ def model_config(config: TinyBaseConfig, vocabulary_size: int, end_id: int) -> G
     )
 
 
+class Batch(NamedTuple):
+    """Token ids and labels, each [B, T], and where a token stands rather than padding."""
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    is_token: torch.Tensor
+
+
 class InstructionRow(NamedTuple):
     """Token ids of question and answer, and the labels: the answer and its stop token alone."""
 
@@ -125,32 +134,41 @@ class Pools:
         self.rows = rows
         self.config = config
         self.rng = np.random.default_rng(config.seed)
+        self.waiting: list[list[InstructionRow]] = []  # the rows of coming steps
 
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return token ids and labels of a step, each [B, T]: instructions, or raw text."""
+    def batch(self, step: int) -> Batch:
+        """Return what a step is trained on: instructions, or raw text."""
         is_instruction = self.rng.random() < self.config.instruction_share
         return self.instruction_batch(step) if is_instruction else self.raw_batch()
 
-    def instruction_batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def instruction_batch(self, step: int) -> Batch:
         """Return rows alone in their sequences: packed, other rows' numbers hide the one to copy."""
-        share = self.config.remember_share if step >= self.config.remember_from * self.config.steps else 0.0
-        kinds = self.rng.choice(
-            ["generalise", "remember"], self.config.instruction_rows, p=[1 - share, share]
-        )
-        rows = [self.rows[kind][self.rng.integers(0, len(self.rows[kind]))] for kind in kinds]
+        if not self.waiting:
+            self.waiting = self._draw(step)
+        rows = self.waiting.pop()
         ids, labels = (
             torch.nn.utils.rnn.pad_sequence(
                 [torch.tensor(part) for part in parts], batch_first=True, padding_value=padding
             )
             for parts, padding in zip(zip(*rows, strict=True), (0, IGNORED_LABEL), strict=True)
         )
-        return ids, labels
+        n_tokens = torch.tensor([len(row.ids) for row in rows])
+        return Batch(ids, labels, torch.arange(ids.shape[1]) < n_tokens[:, None])
 
-    def raw_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _draw(self, step: int) -> list[list[InstructionRow]]:
+        """Return the rows of a few steps, each step's of about one length, the steps in random order."""
+        share = self.config.remember_share if step >= self.config.remember_from * self.config.steps else 0.0
+        n_rows, n_steps = self.config.instruction_rows, self.config.sorted_steps
+        kinds = self.rng.choice(["generalise", "remember"], n_rows * n_steps, p=[1 - share, share])
+        drawn = [self.rows[kind][self.rng.integers(0, len(self.rows[kind]))] for kind in kinds]
+        drawn.sort(key=lambda row: len(row.ids))
+        return [drawn[i * n_rows : (i + 1) * n_rows] for i in self.rng.permutation(n_steps)]
+
+    def raw_batch(self) -> Batch:
         """Return cuts of the raw streams; every sequence is of one language and kind."""
         cuts = [self._cut() for _ in range(self.config.raw_sequences)]
         ids = torch.from_numpy(np.stack(cuts).astype(np.int64))
-        return ids, ids
+        return Batch(ids, ids, torch.ones_like(ids, dtype=torch.bool))
 
     def _cut(self) -> np.ndarray:
         kind = "running" if self.rng.random() < self.config.running_share else "facts"
@@ -220,14 +238,17 @@ class RouterWatch:
         return hook
 
     @torch.no_grad()
-    def balance(self, rate: float) -> float:
+    def balance(self, is_token: torch.Tensor, rate: float) -> float:
         """Move each correction bias against the last batch's load; return max/mean load, mean over layers.
+
+        Padding ([B, T], False) is no load: it all goes the same way.
 
         The auxiliary-loss-free balancing of DeepSeek-V3 (arXiv 2412.19437, section 2.1.2): the sign only.
         """
         worst = 0.0
         for layer in self.layers:
-            load = torch.bincount(self.chosen[layer.index].flatten(), minlength=layer.n_experts).float()
+            chosen = self.chosen[layer.index][is_token.flatten()]
+            load = torch.bincount(chosen.flatten(), minlength=layer.n_experts).float()
             bias = layer.router.get_buffer("e_score_correction_bias")
             bias += rate * torch.sign(load.mean() - load)
             worst += float(load.max() / load.mean()) / len(self.layers)
@@ -244,10 +265,11 @@ def learning_rate_at(step: int, config: TinyBaseConfig) -> float:
 
 def new_model(config: TinyBaseConfig, tokenizer: PreTrainedTokenizerFast) -> GlmMoeDsaForCausalLM:
     """Return the untrained model, seeded, its routers spread wider than transformers starts them."""
-    torch.manual_seed(config.seed)
-    model = GlmMoeDsaForCausalLM(model_config(config, len(tokenizer), tokenizer.vocab[END]))
-    for layer in moe_layers(model):
-        torch.nn.init.normal_(layer.router.get_parameter("weight"), std=config.router_std)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = GlmMoeDsaForCausalLM(model_config(config, len(tokenizer), tokenizer.vocab[END]))
+        for layer in moe_layers(model):
+            torch.nn.init.normal_(layer.router.get_parameter("weight"), std=config.router_std)
     model.set_experts_implementation("grouped_mm")
     return model
 
@@ -265,16 +287,19 @@ def train(model: GlmMoeDsaForCausalLM, pools: Pools, config: TinyBaseConfig) -> 
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, config)
-        ids, labels = pools.batch(step)
-        loss = next_token_loss(model, ids, labels)
+        batch = pools.batch(step)
+        loss = next_token_loss(model, batch.ids, batch.labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        load = watch.balance(config.balance_rate)
+        load = watch.balance(batch.is_token, config.balance_rate)
         if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower learning_rate")
-        n_tokens += int((labels != IGNORED_LABEL).sum())
+            raise UserError(
+                f"the loss is {loss.item()} at step {step}: lower learning_rate ({config.learning_rate:g}); "
+                f"the model of the last multiple of {config.save_every} steps lies beside the output"
+            )
+        n_tokens += int((batch.labels != IGNORED_LABEL).sum())
         if step % 10 == 0 or step == config.steps - 1:
             bar.set_postfix(loss=f"{loss.item():.3f}", load=f"{load:.1f}")
             yield {"step": step, "loss": round(loss.item(), 4), "load": round(load, 2), "tokens": n_tokens}

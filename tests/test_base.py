@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data_recipes.artefact import read_artefact
+from data_recipes.artefact import UserError, read_artefact
 from data_recipes.corpus import KOLIBRI_LOCALES, Document, instructions
 from data_recipes.languages import LANGUAGES
 from finetune.base import (
@@ -52,6 +52,8 @@ CONFIG = TinyBaseConfig(
     experts_per_token=2,
     expert_width=16,
     balance_rate=0.02,
+    remember_from=0.5,
+    sorted_steps=1,
 )
 TAMIL = "ஒன்று இரண்டு மூன்று நான்கு ஐந்து ஆறு ஏழு எட்டு ஒன்பது பத்து "
 HINDI = "एक दो तीन चार पाँच छह सात आठ नौ दस "
@@ -149,7 +151,7 @@ def test_an_instruction_is_one_whole_chat_and_its_answer_alone_is_trained(rows, 
 @pytest.mark.parametrize(("step", "share"), [(0, 0.0), (15, 0.0), (16, 0.6), (30, 0.6)])
 def test_a_batch_holds_whole_rows_and_names_to_remember_come_in_the_second_half(streams, rows, step, share):
     pools = Pools(streams, rows, replace(CONFIG, instruction_rows=200, steps=31))
-    ids, labels = pools.instruction_batch(step)
+    ids, labels, is_token = pools.instruction_batch(step)
     assert ids.shape == labels.shape and ids.shape[0] == 200
     known = {kind: {tuple(row.labels) for row in part} for kind, part in rows.items()}
     kinds = []
@@ -158,13 +160,25 @@ def test_a_batch_holds_whole_rows_and_names_to_remember_come_in_the_second_half(
         kinds += [kind for kind in known if tuple(label[:last].tolist()) in known[kind]]
         trained = label != IGNORED_LABEL
         assert torch.equal(row[trained], label[trained]) and not row[last:].any()
+    # The stop token is the last that is no padding, and a row's last label.
+    assert torch.equal(is_token.sum(dim=1), (labels != IGNORED_LABEL).long().cumsum(dim=1).argmax(dim=1) + 1)
     assert len(kinds) == 200
     assert kinds.count("remember") / 200 == pytest.approx(share, abs=0.14)  # four standard errors
 
 
+def test_rows_of_several_steps_are_drawn_together_and_sorted_by_length(streams, rows):
+    def drawn(n_rows, n_steps):
+        pools = Pools(streams, rows, replace(CONFIG, instruction_rows=n_rows, sorted_steps=n_steps))
+        return [pools.instruction_batch(0).is_token.sum(dim=1).tolist() for _ in range(n_steps)]
+
+    (together,), apart = drawn(24, 1), drawn(6, 4)
+    assert all(lengths == sorted(lengths) for lengths in apart)
+    assert sum(sorted(apart), []) == sorted(together)  # the same rows, none lost, cut at every sixth
+
+
 def test_logits_are_made_for_labelled_tokens_alone_and_the_loss_is_the_usual_one(streams, rows, tokenizer):
     model = new_model(CONFIG, tokenizer).eval()
-    ids, labels = Pools(streams, rows, CONFIG).instruction_batch(0)
+    ids, labels, _ = Pools(streams, rows, CONFIG).instruction_batch(0)
     usual = model(input_ids=ids, labels=labels, use_cache=False).loss
     assert next_token_loss(model, ids, labels).item() == pytest.approx(usual.item(), abs=1e-5)
 
@@ -173,8 +187,9 @@ def test_each_raw_sequence_is_a_piece_of_one_stream(streams, rows):
     pools = Pools(streams, rows, CONFIG)
     seen = set()
     for _ in range(20):
-        ids, labels = pools.raw_batch()
+        ids, labels, is_token = pools.raw_batch()
         assert ids.shape == (4, 32) and ids.dtype == torch.int64 and torch.equal(ids, labels)
+        assert is_token.all()
         for row in ids.numpy():
             found = {
                 key
@@ -219,8 +234,9 @@ def load_of(model, streams):
     pools = Pools(streams, {}, replace(CONFIG, seed=7))
     with torch.no_grad():
         for _ in range(32):
-            model(input_ids=pools.raw_batch()[0], use_cache=False)
-            loads.append(watch.balance(0.0))
+            batch = pools.raw_batch()
+            model(input_ids=batch.ids, use_cache=False)
+            loads.append(watch.balance(batch.is_token, 0.0))
     return sum(loads) / len(loads)
 
 
@@ -240,9 +256,13 @@ def test_one_step_of_balancing_moves_each_bias_by_the_rate_against_its_load(tiny
     # Sixteen choices over eight experts, two each on average. 0 has six, 1 four, 2 two, 3 to 6 one, 7 none.
     choices = [0] * 6 + [1] * 4 + [2] * 2 + [3, 4, 5, 6]
     watch.chosen[layer.index] = torch.tensor(choices).view(8, 2)
-    assert watch.balance(0.5) == pytest.approx(6 / 2)
+    everywhere = torch.ones(1, 8, dtype=torch.bool)
+    assert watch.balance(everywhere, 0.5) == pytest.approx(6 / 2)
     bias = layer.router.get_buffer("e_score_correction_bias")
     assert bias.tolist() == [-0.5, -0.5, 0.0, 0.5, 0.5, 0.5, 0.5, 0.5]
+    # Padding is no load: without the first four tokens (six times 0, twice 1) 1 and 2 have two, 3 to 6 one.
+    everywhere[0, :4] = False
+    assert watch.balance(everywhere, 0.0) == pytest.approx(2 / 1)
 
 
 def test_the_saved_folder_loads_by_plain_transformers_with_the_bias_in_full_precision(
@@ -271,7 +291,7 @@ def test_the_saved_folder_loads_by_plain_transformers_with_the_bias_in_full_prec
 
 
 def test_a_loss_that_is_not_a_number_stops_the_training(trained):
-    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+    with pytest.raises(UserError, match="lower learning_rate"):
         trained(learning_rate=math.inf, warmup_steps=1)
 
 

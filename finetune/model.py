@@ -108,9 +108,13 @@ def model_fingerprint(model: PreTrainedModel) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a SHA-256 over vocabulary, special tokens and chat template."""
+    """Return a SHA-256 over vocabulary, merges, special tokens and chat template."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    # Not all of it: padding and truncation are kept there too, and every call may change them.
+    pipeline = json.loads(backend.to_str()) if backend is not None else {}
     parts: dict[str, Any] = {
         "vocabulary": tokenizer.get_vocab(),
+        "pipeline": {key: pipeline.get(key) for key in ("normalizer", "pre_tokenizer", "model")},
         "special": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
         "template": str(tokenizer.chat_template),
     }

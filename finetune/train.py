@@ -50,6 +50,7 @@ from finetune.processes import broadcast_parameters, start_accelerator, sum_grad
 from finetune.selection import read_plan
 
 ADAM_BETAS = (0.9, 0.95)
+SECONDS_BETWEEN_LINES = 10  # of a progress bar that goes to a file or a notebook, where every update stays
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,12 @@ def train_rows(
     )
     losses: list[float] = []
     n_tokens, started = 0, time.perf_counter()
-    progress = tqdm(total=config.steps, desc="train", disable=not accelerator.is_main_process)
+    progress = tqdm(
+        total=config.steps,
+        desc="train",
+        disable=not accelerator.is_main_process,
+        mininterval=SECONDS_BETWEEN_LINES if not sys.stderr.isatty() else 0.1,
+    )
 
     for step in range(config.steps):
         step_started = time.perf_counter()

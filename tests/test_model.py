@@ -1,11 +1,13 @@
 """The base loads frozen and from safetensors alone, bad folders are one message, fingerprints differ."""
 
 import json
+from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from data_recipes.artefact import UserError
 from finetune.adapter import attach
@@ -19,6 +21,7 @@ from finetune.model import (
     tokenizer_fingerprint,
 )
 from finetune.moe import moe_layers
+from finetune.tokenizer import wrap
 
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"
 
@@ -218,3 +221,17 @@ def test_the_tokenizers_fingerprint_changes_with_its_template_and_words(folder, 
     loaded.chat_template = tiny_tokenizer.chat_template
     loaded.add_tokens(["வணக்கம்"])
     assert tokenizer_fingerprint(loaded) != before
+
+
+def test_the_tokenizers_fingerprint_knows_its_merges_but_not_how_it_was_called(tiny_tokenizer):
+    before = tokenizer_fingerprint(tiny_tokenizer)
+    tiny_tokenizer(["a", "bb"], padding=True)
+    assert tokenizer_fingerprint(tiny_tokenizer) == before
+    state = json.loads(tiny_tokenizer.backend_tokenizer.to_str())
+    state["model"]["vocab"]["ab"] = len(state["model"]["vocab"])
+    with_word, with_merge = deepcopy(state), deepcopy(state)
+    with_merge["model"]["merges"].append(["a", "b"])
+    prints = [
+        tokenizer_fingerprint(wrap(Tokenizer.from_str(json.dumps(one)))) for one in (with_word, with_merge)
+    ]
+    assert prints[0] != prints[1]

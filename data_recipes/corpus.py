@@ -8,7 +8,10 @@ to chat. Instructions are made apart, from `tasks`, and only in English, Hindi a
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+
+import regex
 
 from data_recipes import sources
 from data_recipes.languages import LANGUAGES
@@ -103,7 +106,28 @@ def instruction(code: str, kind: str, rng: random.Random) -> tuple[str, str] | N
     answer = task.answer(value, code)
     if answer is None:
         return None
-    return rng.choice(sentences[task.name][:-1]).replace("{x}", task.question(value, code)), answer
+    asked = varied(rng.choice(sentences[task.name][:-1]), code, rng)
+    return asked.replace("{x}", task.question(value, code)), answer
+
+
+@cache
+def filler_words(code: str) -> tuple[str, ...]:
+    """Return the words of Django's interface strings in a language, each once, sorted."""
+    catalogue = sources.django_catalogue("hi" if code == "en" else code)
+    texts = catalogue.keys() if code == "en" else catalogue.values()
+    words = {word for text in texts for word in normalise(text).split()}
+    return tuple(sorted(word for word in words if regex.fullmatch(r"[\p{L}\p{M}]+", word)))
+
+
+def varied(phrasing: str, code: str, rng: random.Random) -> str:
+    """Return a phrasing with some words left out and words that mean nothing here put in; {x} stays.
+
+    Four phrasings a task would be learnt by heart, and a fifth would then be answered with noise.
+    """
+    words = [word for word in phrasing.split(" ") if "{x}" in word or rng.random() >= 0.1]
+    for _ in range(rng.choice((0, 0, 1, 2))):
+        words.insert(rng.randrange(len(words) + 1), rng.choice(filler_words(code)))
+    return " ".join(words)
 
 
 def instructions(n: int, kind: str, seed: int) -> Iterator[tuple[str, str, str]]:

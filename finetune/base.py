@@ -42,18 +42,18 @@ class TinyBaseConfig:
     output: str
     kolibri_wheel: str  # path of the wheel that brings most of the running text
     seed: int = 0
-    steps: int = 20_000
+    steps: int = 5000
     instruction_share: float = 0.8  # of the steps; the others see raw text
-    instruction_rows: int = 24  # of a step; one row a sequence, padded
+    instruction_rows: int = 48  # of a step; one row a sequence, padded
     sorted_steps: int = 4  # whose rows are drawn together and sorted by length: less padding
     remember_from: float = 0.2  # of the steps: names to remember come when copying is learnt
     remember_share: float = 0.6  # of the instruction rows from then on
-    raw_sequences: int = 6  # of a step
+    raw_sequences: int = 12  # of a step
     length_tokens: int = 128  # of a raw sequence
     running_share: float = 0.6  # of the raw sequences; the rest are lists of facts
     n_instructions: int = 100_000  # to generalise from; and half as many to remember
     n_facts_each: int = 1_000
-    learning_rate: float = 3e-3
+    learning_rate: float = 2.5e-3
     warmup_steps: int = 200
     weight_decay: float = 0.05
     vocabulary_size: int = 8192
@@ -64,8 +64,8 @@ class TinyBaseConfig:
     expert_width: int = 96
     initial_std: float = 0.06  # of all weights but the routers'; GLM's 0.02 is for a width of 6144
     router_std: float = 0.05  # spread of the router's weights at the start
-    balance_rate: float = 0.0005  # step of the router's correction bias, per optimizer step
-    save_every: int = 2000  # steps; the unfinished model is kept beside the output, for watching
+    balance_rate: float = 0.001  # step of the router's correction bias, per optimizer step
+    save_every: int = 1000  # steps; the unfinished model is kept beside the output, for watching
 
 
 def model_config(config: TinyBaseConfig, vocabulary_size: int, end_id: int) -> GlmMoeDsaConfig:
@@ -274,25 +274,48 @@ def new_model(config: TinyBaseConfig, tokenizer: PreTrainedTokenizerFast) -> Glm
     return model
 
 
+def new_optimizers(model: GlmMoeDsaForCausalLM, config: TinyBaseConfig) -> list[torch.optim.Optimizer]:
+    """Return Muon for the plain matrices of attention and MLPs, AdamW for embeddings, experts and the rest.
+
+    One learning rate serves both: Muon's updates are scaled to the size of AdamW's (arXiv 2502.16982, 2.2).
+    """
+    named = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    # Expert stacks would fit Muon too, a matrix an expert, but orthogonalising 320 of them a step costs more
+    # than the step itself. A router's rows are scores of experts, not a map between two spaces.
+    not_maps = ("embed_tokens", "lm_head", "mlp.gate.weight", "indexer")
+    maps = [n for n, value in named.items() if value.dim() == 2 and not any(part in n for part in not_maps)]
+    stacks = [n for n, value in named.items() if value.dim() > 1 and n not in maps]
+    vectors = [n for n, value in named.items() if value.dim() <= 1]
+    decay, rate = config.weight_decay, config.learning_rate
+    groups = [
+        {"params": [named[n] for n in stacks], "weight_decay": decay},
+        {"params": [named[n] for n in vectors], "weight_decay": 0.0},
+    ]
+    return [
+        torch.optim.Muon(
+            [named[n] for n in maps], lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True),
+    ]
+
+
 def train(model: GlmMoeDsaForCausalLM, pools: Pools, config: TinyBaseConfig) -> Iterator[dict[str, float]]:
     """Train in place, yielding step, loss, load (busiest expert over mean) and tokens every ten steps."""
     watch = RouterWatch(moe_layers(model))
-    decay = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-    rest = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+    optimizers = new_optimizers(model, config)
     model.train()
     n_tokens = 0
     bar = tqdm(range(config.steps), desc="tiny-glm", mininterval=10)
     for step in bar:
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate_at(step, config)
         batch = pools.batch(step)
         loss = next_token_loss(model, batch.ids, batch.labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         load = watch.balance(batch.is_token, config.balance_rate)
         if not math.isfinite(loss.item()):
             raise UserError(

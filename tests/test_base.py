@@ -24,6 +24,7 @@ from finetune.base import (
     main,
     model_config,
     new_model,
+    new_optimizers,
     next_token_loss,
     save,
     token_streams,
@@ -293,6 +294,21 @@ def test_the_saved_folder_loads_by_plain_transformers_with_the_bias_in_full_prec
 def test_a_loss_that_is_not_a_number_stops_the_training(trained):
     with pytest.raises(UserError, match="lower learning_rate"):
         trained(learning_rate=math.inf, warmup_steps=1)
+
+
+def test_every_trained_tensor_has_one_optimizer_and_muon_takes_the_maps_alone(tokenizer):
+    model = new_model(CONFIG, tokenizer)
+    names = {id(value): name for name, value in model.named_parameters()}
+    muon, adamw = (
+        [names[id(value)] for group in optimizer.param_groups for value in group["params"]]
+        for optimizer in new_optimizers(model, CONFIG)
+    )
+    trained = [name for name, value in model.named_parameters() if value.requires_grad]
+    assert sorted(muon + adamw) == sorted(trained)
+    assert {"model.layers.1.self_attn.o_proj.weight", "model.layers.0.mlp.up_proj.weight"} <= set(muon)
+    assert all(model.get_parameter(name).dim() == 2 for name in muon)
+    assert {"model.embed_tokens.weight", "model.layers.1.mlp.gate.weight"} <= set(adamw)
+    assert "model.layers.1.mlp.experts.gate_up_proj" in adamw
 
 
 @pytest.mark.slow

@@ -13,9 +13,11 @@ from data_recipes.corpus import (
     KOLIBRI_LOCALES,
     chunks,
     fact_text,
+    filler_words,
     instructions,
     raw_documents,
     running_text,
+    varied,
 )
 from data_recipes.languages import LANGUAGES
 from data_recipes.locale_facts import UNITS, number_words
@@ -87,18 +89,22 @@ def test_raw_text_holds_training_values_only():
     assert all(len(splits) > 60 for splits in found.values())
 
 
-def value_of(task, x):
-    """The value that stands for {x} in a question."""
-    numbers = [int(digits) for digits in re.findall(r"\d+", x)]
-    return {
-        "date": lambda: {"date": x},
-        "time": lambda: dict(zip(("hour", "minute"), numbers, strict=True)),
-        "duration": lambda: dict(zip(("hours", "minutes"), numbers, strict=True)),
-        "rupees": lambda: {"rupees": numbers[0]},
-        "rupees_words": lambda: {"rupees": numbers[0]},
-        "number_words": lambda: {"number": numbers[0]},
-        "unit": lambda: {"amount": numbers[0], "unit": x.split(" ", 1)[1]},
-    }[task]()
+VALUES = {  # task -> how its value is written in a question, and what the value is
+    "date": (r"\d{4}-\d\d-\d\d", lambda found: {"date": found[0]}),
+    "time": (r"(\d\d):(\d\d)", lambda found: {"hour": int(found[1]), "minute": int(found[2])}),
+    "duration": (r"(\d+) h (\d+) min", lambda found: {"hours": int(found[1]), "minutes": int(found[2])}),
+    "rupees": (r"\d+", lambda found: {"rupees": int(found[0])}),
+    "rupees_words": (r"\d+", lambda found: {"rupees": int(found[0])}),
+    "number_words": (r"\d+", lambda found: {"number": int(found[0])}),
+    "unit": (r"(\d+) (km/h|\w+)", lambda found: {"amount": int(found[1]), "unit": found[2]}),
+}
+
+
+def values_asked(question):
+    """Every task and value that a question can be about."""
+    for task, (pattern, value_of) in VALUES.items():
+        if (found := re.search(pattern, question)) and (task != "unit" or found[2] in UNITS):
+            yield task, value_of(found)
 
 
 def matches(sentence, question):
@@ -106,32 +112,39 @@ def matches(sentence, question):
     return re.fullmatch(f"{before}(.+){after}", question)
 
 
-def test_instructions_are_in_three_languages_on_training_values_in_training_phrasings():
+def test_instructions_are_in_three_languages_on_training_values_and_never_in_a_kept_phrasing():
+    assert set(VALUES) == {name for name in TASKS if TASKS[name].kind == "generalise"}
     seen, tasks = [], set()
-    for code, question, answer in [
+    for code, question, answer in instructions(300, "generalise", seed=3):
+        seen.append(code)
+        # Digits fit several tasks: the answer tells which one was meant.
+        meant = [(n, v) for n, v in values_asked(question) if check(n, code, canonical(v), answer)]
+        assert meant, question
+        assert all(split_of(name, value) == "train" for name, value in meant)
+        tasks |= {name for name, _ in meant}
+    for code, question, _ in [
         *instructions(300, "generalise", seed=3),
         *instructions(150, "remember", seed=3),
     ]:
-        seen.append(code)
-        written = phrasings(code)
-        assert not any(matches(listed[-1], question) for listed in written.values())
-        asked = {
-            (name, match.group(1))
-            for name, listed in written.items()
-            for sentence in listed[:-1]
-            if (match := matches(sentence, question))
-        }
-        assert asked
-        # Some sentences fit two tasks ("{x} rupees ..."): the answer tells which one was meant.
-        for name, x in asked:
-            if TASKS[name].kind == "remember":
-                continue
-            value = value_of(name, x)
-            if check(name, code, canonical(value), answer):
-                assert split_of(name, value) == "train"
-                tasks.add(name)
-    assert seen == ["en", "hi", "bn"] * 150
-    assert tasks == {name for name in TASKS if TASKS[name].kind == "generalise"}
+        assert not any(matches(listed[-1], question) for listed in phrasings(code).values())
+    assert seen == ["en", "hi", "bn"] * 100
+    assert tasks == set(VALUES)
+
+
+def test_a_varied_phrasing_keeps_its_value_and_most_of_its_words_and_takes_in_words_of_the_language():
+    rng = random.Random(0)
+    for code in ("en", "hi", "bn"):
+        fillers = set(filler_words(code))
+        assert len(fillers) > 300
+        assert all(script_share(word, LANGUAGES[code].script) == 1.0 for word in fillers if code == "en")
+        for sentence in phrasings(code)["date"]:
+            words = sentence.split(" ")
+            asked = [varied(sentence, code, rng).split(" ") for _ in range(200)]
+            assert all(sum("{x}" in word for word in found) == 1 for found in asked)
+            kept = [[word for word in found if word in words] for found in asked]
+            assert sum(map(len, kept)) / (200 * len(words)) == pytest.approx(0.92, abs=0.07)
+            added = [set(found) - set(words) for found in asked]
+            assert all(new <= fillers for new in added) and any(added) and not all(added)
 
 
 def test_instructions_depend_on_the_seed_alone():

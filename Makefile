@@ -38,7 +38,7 @@ notebooks: $(INSTALLED)  ## Execute every notebook; the results go to a temporar
 	$(OFFLINE) $(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=1800 \
 		--output-dir "$$folder" notebooks/*.ipynb
 
-base: $(INSTALLED) $(KOLIBRI)  ## Train the shipped base model again from scratch (about 20 minutes on two cores)
+base: $(INSTALLED) $(KOLIBRI)  ## Train the shipped base model again from scratch (about 45 minutes on two cores)
 	@$(BIN)/local-experts base --config configs/base/tiny_glm.yaml
 	@$(BIN)/local-experts base-check --model finetune/tiny_glm --kolibri $(KOLIBRI)
 

@@ -51,6 +51,7 @@ def run_controls(config: RunConfig) -> dict[str, Any]:
         "run": config.name,
         "languages": sorted(results["metrics"]["exact_match"]["by_language"]["target"]),
         "model": results["settings"],
+        "base_fingerprint": results["inputs"]["model"],
         "plans": plans,
         "chosen_minus_random": difference(random, chosen, config.eval.n_bootstrap, config.seed),
     }

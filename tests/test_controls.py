@@ -1,9 +1,13 @@
 """The table of the controls: written from numbers, never a mean alone, put between the README's markers."""
 
+from pathlib import Path
+
 import pytest
 
-from data_recipes.artefact import UserError
-from eval.controls import difference, results_table, with_table
+from data_recipes.artefact import UserError, read_artefact
+from eval.controls import RESULTS, difference, results_table, with_table
+from finetune.config import BaseConfig
+from finetune.model import load_model, model_fingerprint
 
 SCORE = {"base": 0.1, "tuned": 0.6, "difference": 0.5, "low": 0.4, "high": 0.55, "n": 200}
 PLAN = {
@@ -29,6 +33,15 @@ def test_every_score_stands_with_its_interval_and_its_number_of_rows():
     assert f"| chosen for the language | 50 of 160 | 1,234 | {cell} | {cell} |" in table
     assert "| nothing (the base) | 0 | 0 | 0.100 | 0.100 |" in table
     assert "+0.030 (-0.010 to +0.070)" in table
+
+
+def test_the_readme_shows_the_table_of_the_kept_results_and_these_are_of_the_base_that_ships():
+    path = RESULTS / "quickstart_controls.json"
+    controls = read_artefact(path, "controls")
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert with_table(readme, results_table(controls)) == readme
+    model, _ = load_model(BaseConfig(model="tiny-glm", device="cpu"))
+    assert controls["base_fingerprint"] == model_fingerprint(model)
 
 
 def test_a_difference_needs_the_same_rows():

@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from data_recipes.artefact import UserError
-from finetune.linear_lora import linear_layers
+from finetune.linear_lora import linear_layers, refuse_peft_model
 from finetune.lora import ExpertLora
 from finetune.merge import refuse_merged
 from finetune.moe import moe_layers
@@ -134,12 +134,3 @@ def require_name(model: nn.Module, name: str) -> None:
     names = adapter_names(model)
     if name not in names:
         raise UserError(f"the model has no adapter {name!r}: it has {', '.join(names) or 'none'}")
-
-
-def refuse_peft_model(model: nn.Module) -> None:
-    """Raise UserError for a PeftModel of ours: PEFT keeps its own account of adapters."""
-    tuners = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    if any(not hasattr(tuner, "lora_A") for tuner in tuners):
-        raise UserError(
-            "this is a PeftModel: use its own add_adapter, set_adapter, delete_adapter, merge_adapter, unload"
-        )

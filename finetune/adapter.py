@@ -30,14 +30,13 @@ from finetune.active_adapter import (
     adapters_of,
     file_name,
     place,
-    refuse_peft_model,
     require_name,
     set_active,
     switch,
 )
 from finetune.active_adapter import adapter_disabled as adapter_disabled
 from finetune.config import LoraConfig
-from finetune.linear_lora import attach_linear, linear_layers, linear_names
+from finetune.linear_lora import attach_linear, linear_layers, linear_names, refuse_peft_model
 from finetune.lora import ExpertLora, former_implementation, implementation_over
 from finetune.merge import is_merged, refuse_merged, unmerge
 from finetune.model import model_fingerprint

@@ -92,3 +92,12 @@ def linear_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer) and hasattr(module, "lora_A"):
             yield name, module
+
+
+def refuse_peft_model(model: nn.Module) -> None:
+    """Raise UserError for a PeftModel of ours: PEFT keeps its own account of adapters."""
+    tuners = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if any(not hasattr(tuner, "lora_A") for tuner in tuners):
+        raise UserError(
+            "this is a PeftModel: use its own add_adapter, set_adapter, delete_adapter, merge_adapter, unload"
+        )

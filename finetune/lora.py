@@ -39,8 +39,9 @@ class LowRank(nn.Module):
         n_in, n_out = _sizes(experts, stack)
         self.stack, self.rank, self.alpha, self.dropout = stack, rank, alpha, config.dropout
         self.scaling = alpha / (math.sqrt(rank) if config.rslora else rank)
-        self.A = nn.Parameter(torch.zeros(n_chosen, rank, n_in))
-        self.B = nn.Parameter(torch.zeros(n_chosen, n_out, rank))
+        device = getattr(experts, stack).device
+        self.A = nn.Parameter(torch.zeros(n_chosen, rank, n_in, device=device))
+        self.B = nn.Parameter(torch.zeros(n_chosen, n_out, rank, device=device))
 
     @torch.no_grad()
     def start(self, generator: torch.Generator) -> None:
@@ -97,11 +98,12 @@ class ExpertLora(nn.Module):
         # One place more than there are experts: id n_experts is the expert-parallel "not mine", never chosen.
         is_chosen_E = torch.zeros(int(experts.num_experts) + 1, dtype=torch.bool)
         is_chosen_E[self.chosen] = True
-        self.register_buffer("chosen_N", torch.tensor(self.chosen), persistent=False)
-        self.register_buffer("is_chosen_E", is_chosen_E, persistent=False)
+        # On the experts' device at once: PEFT may make the parameters on "meta", which cannot be moved.
+        device = experts.down_proj.device
+        self.register_buffer("chosen_N", torch.tensor(self.chosen, device=device), persistent=False)
+        self.register_buffer("is_chosen_E", is_chosen_E.to(device), persistent=False)
         # A new module is in training mode, whatever its parent is in: dropout would act in evaluation.
         self.train(experts.training)
-        self.to(next(experts.parameters()).device)
 
     def start(self, generator: torch.Generator) -> None:
         """Give both projections their start, `up` first."""

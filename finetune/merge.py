@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from data_recipes.artefact import UserError
-from finetune.linear_lora import linear_layers
+from finetune.linear_lora import linear_layers, refuse_peft_model
 from finetune.lora import ExpertLora
 
 MERGEABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -24,6 +24,7 @@ def merge(model: nn.Module) -> None:
     Raises:
         UserError: no adapter is active, one is merged already, or weights or adapter are not finite floats.
     """
+    refuse_peft_model(model)
     refuse_merged(model)
     merging = _active(model)
     if not merging:

@@ -69,6 +69,8 @@ class ExpertLoraConfig(PeftLoraConfig):
     experts: dict[str, list[int]] = field(default_factory=dict)  # name of an experts module -> expert ids
     down_rank: int | None = None
     down_alpha: float | None = None
+    attention: bool = False  # says why there are other targets than experts
+    shared_experts: bool = False
     seed: int = 0  # of the start
     model_fingerprint: str | None = None  # of the base; None fits any
 
@@ -95,6 +97,8 @@ class ExpertLoraConfig(PeftLoraConfig):
             down_alpha=self.down_alpha,
             rslora=self.use_rslora,
             dropout=self.lora_dropout,
+            attention=self.attention,
+            shared_experts=self.shared_experts,
         )
 
 
@@ -141,6 +145,8 @@ def expert_lora_config(base: Any, plan: Mapping[str, Any], config: LoraConfig, s
         experts=experts,
         down_rank=config.down_rank,
         down_alpha=config.down_alpha,
+        attention=config.attention,
+        shared_experts=config.shared_experts,
         seed=seed,
         model_fingerprint=fingerprint,
     )

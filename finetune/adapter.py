@@ -75,16 +75,19 @@ def attach(model: Any, plan: Mapping[str, Any], config: LoraConfig, seed: int, n
     set_active(model, name)
     n_trainable = sum(parameter.numel() for parameter in adapter_parameters(model).values())
     assert n_trainable == sum(value.numel() for value in model.parameters() if value.requires_grad)
-    say(count_line(name, n_trainable, chosen, linears))
+    say(count_line(name, n_trainable, config, chosen, linears))
     return n_trainable
 
 
-def count_line(name: str, n_trainable: int, chosen: Mapping[int, list[int]], linears: list[str]) -> str:
+def count_line(
+    name: str, n_trainable: int, config: LoraConfig, chosen: Mapping[int, list[int]], linears: list[str]
+) -> str:
     """What trains, in one line."""
     n_experts = sum(len(experts) for experts in chosen.values())
+    down = "" if config.down_rank is None else f" (down_proj {config.down_rank})"
     also = f" and on {len(linears)} linear layers" if linears else ""
     return (
-        f"adapter {name}: {n_trainable:,} trainable parameters, "
+        f"adapter {name}: {n_trainable:,} trainable parameters, rank {config.rank}{down}, "
         f"on {n_experts} experts of {len(chosen)} layers{also}"
     )
 

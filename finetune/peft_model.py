@@ -114,7 +114,8 @@ def get_expert_peft_model(
     model = get_peft_model(base, expert_lora_config(base, plan, config, seed), adapter_name)
     n_trainable, _ = model.get_nb_trainable_parameters()
     chosen = chosen_experts(moe_layers(base), plan)
-    say(count_line(adapter_name, n_trainable, chosen, [name for name, _ in linear_layers(base)]))
+    linears = [name for name, _ in linear_layers(base)]
+    say(count_line(adapter_name, n_trainable, config, chosen, linears))
     return model
 
 

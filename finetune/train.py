@@ -125,6 +125,7 @@ def train_rows(
             part_examples = contiguous_part(mine, part, config.accumulate)
             batch = collate(part_examples, tokenizer.pad_token_id)
             is_first = step == 0 and part == 0
+            # Of the part within the step, over all processes: its dropout does not ask who computes it.
             number = accelerator.process_index * config.accumulate + part
             with (
                 random_numbers_of(accelerator.device, seed, step, number),

@@ -142,7 +142,7 @@ def test_a_layer_may_have_no_chosen_expert(tiny_model: Any, capsys: pytest.Captu
     n_trainable = attach(tiny_model, {"experts": {"1": [], "2": [4]}}, LoraConfig(rank=2), seed=0)
     assert n_trainable == 2 * ((32 + 2 * 16) + (16 + 32))
     assert capsys.readouterr().out.endswith(
-        f"adapter default: {n_trainable} trainable parameters, on 1 experts of 1 layers\n"
+        f"adapter default: {n_trainable} trainable parameters, rank 2, on 1 experts of 1 layers\n"
     )
     assert [hasattr(layer.experts, "expert_lora") for layer in moe_layers(tiny_model)] == [False, True]
     randomise(tiny_model)

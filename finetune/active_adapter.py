@@ -34,7 +34,8 @@ def set_active(model: nn.Module, name: str) -> None:
 
 def adapter_names(model: nn.Module) -> list[str]:
     """Names of all attached adapters, sorted."""
-    return sorted({module.name for module in model.modules() if isinstance(module, ExpertLora)})
+    of_experts = {module.name for module in model.modules() if isinstance(module, ExpertLora)}
+    return sorted(of_experts.union(*(linear.lora_A for _, linear in linear_layers(model))))
 
 
 def active_adapter(model: nn.Module) -> str | None:

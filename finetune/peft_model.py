@@ -9,6 +9,7 @@ the saved adapter_config.json, and PEFT rewrites targets and tensors of the type
 `finetune.lora.ExpertLora`, the forward the one after `finetune.adapter.attach`. The files are PEFT's.
 """
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraModel
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from data_recipes.artefact import UserError
@@ -192,8 +193,8 @@ class ExpertLoraLayer(nn.Module, BaseTunerLayer):
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add adapters to the experts' weights, always after the checks that `safe_merge` asks for."""
-        for name in check_adapters_to_merge(self, adapter_names):
-            if name in self.expert_lora:
+        for name in self.active_adapters if adapter_names is None else adapter_names:
+            if name in self.expert_lora and name not in self.merged_adapters:
                 check_mergeable(self.get_base_layer(), self._adapter(name))
                 merge_experts(self.get_base_layer(), self._adapter(name))
                 self.merged_adapters.append(name)
@@ -261,8 +262,17 @@ class ExpertLoraModel(LoraModel):
 
     def inject_adapter(self, model: Any, adapter_name: str, *arguments: Any, **options: Any) -> None:
         """As PEFT's; then the start, in the order that `attach` draws it in."""
+        if any(adapter_name in name.split(".") for name, _ in model.named_modules()):
+            # PEFT leaves out of a file what has another adapter's name anywhere in its own.
+            raise UserError(
+                f"a module of the model is called {adapter_name!r}: call the adapter something else"
+            )
         super().inject_adapter(model, adapter_name, *arguments, **options)
-        generator = torch.Generator().manual_seed(self.peft_config[adapter_name].seed)
+        config = self.peft_config[adapter_name]
+        holders = [getattr(model.get_submodule(name), "peft", None) for name in config.experts]
+        if not all(holder is not None and adapter_name in holder.expert_lora for holder in holders):
+            raise UserError(_peft_changed("call of LoraModel._create_and_replace for the experts"))
+        generator = torch.Generator().manual_seed(config.seed)
         for _, layer in linear_layers(model):
             if has_adapter(layer, adapter_name):
                 start_linear(layer, adapter_name, generator)
@@ -329,12 +339,10 @@ def check_peft() -> None:
     lacking = [
         f"{place.__name__}.{name}" for place, names in places for name in names if not hasattr(place, name)
     ]
+    if not lacking and "current_key" not in inspect.signature(LoraModel._create_and_replace).parameters:
+        lacking = ["current_key in LoraModel._create_and_replace"]
     if lacking:
-        raise UserError(
-            f"PEFT {peft.__version__} has no {', '.join(lacking)}, which a PeftModel of chosen experts "
-            f"needs: it was tested with PEFT {TESTED_PEFT}. Install peft=={TESTED_PEFT}, or use attach, "
-            "save_adapter and load_adapter of finetune.adapter, which do without"
-        )
+        raise UserError(_peft_changed(", ".join(lacking)))
 
 
 def register() -> None:
@@ -343,6 +351,14 @@ def register() -> None:
     values = (ExpertLoraConfig, ExpertLoraModel, ExpertLoraModel.prefix)
     for mapping, value in zip(MAPPINGS, values, strict=True):
         getattr(peft.mapping, mapping)[PEFT_TYPE] = value
+
+
+def _peft_changed(what: str) -> str:
+    return (
+        f"PEFT {peft.__version__} has no {what}, which a PeftModel of chosen experts needs: it was tested with "
+        f"PEFT {TESTED_PEFT}. Install peft=={TESTED_PEFT}, or use attach, save_adapter and load_adapter of "
+        "finetune.adapter, which do without"
+    )
 
 
 def _require_base(expected: str | None, found: str, what: str) -> None:

@@ -9,6 +9,7 @@ import peft.mapping
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTuner
 from test_lora import token_batch
 from test_train import chat_rows, train_config
@@ -32,6 +33,7 @@ from finetune.model import model_fingerprint
 from finetune.peft_model import (
     TESTED_PEFT,
     ExpertLoraConfig,
+    ExpertLoraModel,
     expert_lora_config,
     get_expert_peft_model,
     register,
@@ -265,17 +267,30 @@ def test_a_peft_without_the_hooks_is_refused_by_both_versions(
     tiny_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peft, "__version__", "9.9.9")
-    monkeypatch.delattr(BaseTuner, "inject_adapter")
-    monkeypatch.delattr(peft.mapping, "PEFT_TYPE_TO_PREFIX_MAPPING")
-    message = (
-        r"PEFT 9\.9\.9 has no peft\.mapping\.PEFT_TYPE_TO_PREFIX_MAPPING, LoraModel\.inject_adapter, "
-        rf".*tested with PEFT {TESTED_PEFT}\. Install peft=={TESTED_PEFT}, or use attach"
-    )
-    with pytest.raises(UserError, match=message):
-        register()
-    with pytest.raises(UserError, match=message):
-        get_expert_peft_model(tiny_model, PLAN, CONFIG, seed=0)
-    attach(tiny_model, PLAN, LoraConfig(rank=4), seed=0)
+    way_out = rf"needs: it was tested with PEFT {TESTED_PEFT}\. Install peft=={TESTED_PEFT}, or use attach"
+    with monkeypatch.context() as patch:
+        patch.delattr(BaseTuner, "inject_adapter")
+        patch.delattr(peft.mapping, "PEFT_TYPE_TO_PREFIX_MAPPING")
+        lacking = r"peft\.mapping\.PEFT_TYPE_TO_PREFIX_MAPPING, LoraModel\.inject_adapter"
+        for act in (register, lambda: get_expert_peft_model(tiny_model, PLAN, CONFIG, seed=0)):
+            with pytest.raises(UserError, match=rf"PEFT 9\.9\.9 has no {lacking}, .*{way_out}"):
+                act()
+        attach(tiny_model, PLAN, LoraConfig(rank=4), seed=0)
+        detach(tiny_model)
+    with monkeypatch.context() as patch:
+        patch.setattr(LoraModel, "_create_and_replace", lambda self, config, target: None)
+        with pytest.raises(UserError, match=rf"current_key in LoraModel\._create_and_replace, .*{way_out}"):
+            register()
+    with monkeypatch.context() as patch:
+        # A PEFT that goes another way and leaves the old one standing.
+        patch.setattr(ExpertLoraModel, "_create_and_replace", lambda *arguments, **options: None)
+        with pytest.raises(UserError, match=f"for the experts, .*{way_out}"):
+            get_expert_peft_model(tiny_model, PLAN, CONFIG, seed=0)
+
+
+def test_an_adapter_is_not_called_as_a_module_is(tiny_model: Any) -> None:
+    with pytest.raises(UserError, match="a module of the model is called 'experts'"):
+        get_expert_peft_model(tiny_model, PLAN, CONFIG, seed=0, adapter_name="experts")
 
 
 def test_the_tested_version_is_the_pinned_one() -> None:

@@ -268,7 +268,7 @@ class ExpertLoraModel(LoraModel):
                 f"a module of the model is called {adapter_name!r}: call the adapter something else"
             )
         super().inject_adapter(model, adapter_name, *arguments, **options)
-        config = self.peft_config[adapter_name]
+        config: Any = self.peft_config[adapter_name]
         holders = [getattr(model.get_submodule(name), "peft", None) for name in config.experts]
         if not all(holder is not None and adapter_name in holder.expert_lora for holder in holders):
             raise UserError(_peft_changed("call of LoraModel._create_and_replace for the experts"))
@@ -355,9 +355,9 @@ def register() -> None:
 
 def _peft_changed(what: str) -> str:
     return (
-        f"PEFT {peft.__version__} has no {what}, which a PeftModel of chosen experts needs: it was tested with "
-        f"PEFT {TESTED_PEFT}. Install peft=={TESTED_PEFT}, or use attach, save_adapter and load_adapter of "
-        "finetune.adapter, which do without"
+        f"PEFT {peft.__version__} has no {what}, which a PeftModel of chosen experts needs: it was tested "
+        f"with PEFT {TESTED_PEFT}. Install peft=={TESTED_PEFT}, or use attach, save_adapter and load_adapter "
+        "of finetune.adapter, which do without"
     )
 
 

@@ -6,13 +6,11 @@ Writes and reads a folder: adapter.safetensors, adapter_config.json, plan.json. 
 import re
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -24,99 +22,104 @@ from data_recipes.artefact import (
     whole_folder,
     write_artefact,
 )
+from finetune.active_adapter import (
+    active_adapter,
+    adapter_names,
+    adapter_parameters,
+    adapter_state,
+    adapters_of,
+    file_name,
+    place,
+    require_name,
+    set_active,
+    switch,
+)
+from finetune.active_adapter import adapter_disabled as adapter_disabled
 from finetune.config import LoraConfig
+from finetune.linear_lora import attach_linear, linear_layers, linear_names, refuse_peft_model
 from finetune.lora import ExpertLora, former_implementation, implementation_over
+from finetune.merge import is_merged, refuse_merged, unmerge
 from finetune.model import model_fingerprint
 from finetune.moe import MoeLayer, moe_layers, router_output
 from finetune.processes import say
 
 TENSORS_FILE = "adapter.safetensors"
-ADAPTER_NAME = re.compile(r"\.expert_lora\.|\.lora_[AB]\.")
 ARTEFACT_HEAD = {"kind", "schema", "inputs", "versions"}
 
 
-def attach(model: Any, plan: Mapping[str, Any], config: LoraConfig, seed: int) -> int:
+def attach(model: Any, plan: Mapping[str, Any], config: LoraConfig, seed: int, name: str = "default") -> int:
     """Freeze `model`, give the experts of `plan["experts"]` a LoRA; returns how many parameters train.
 
     `plan["experts"]` maps a layer index (as text) to expert ids; a layer not named or without ids gets none.
-    With `config.attention` the attention projections of all layers get one too.
+    With `config.attention` or `config.shared_experts` those of all layers get one too. Adapters attached
+    before, under other names, stay, and are switched off: the new one is active.
 
     Raises:
-        UserError: nothing is chosen, a layer or expert does not exist, or an adapter is attached already.
+        UserError: nothing is chosen, a layer or expert does not exist, or the name cannot be used.
     """
-    if adapter_parameters(model):
-        raise UserError("the model already has an adapter: call detach(model) first")
+    refuse_peft_model(model)
+    refuse_merged(model)
+    _check_name(model, name)
     layers = moe_layers(model)
-    chosen = _chosen_experts(layers, plan)
+    chosen = chosen_experts(layers, plan)
+    linears = linear_names(model, config)
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    if config.attention:
-        # Before the experts': PEFT freezes every parameter that is not its own.
-        _attach_attention(model, config, generator)
+    attach_linear(model, linears, config, generator, name)
     for layer in layers:
         if chosen.get(layer.index):
-            adapter = ExpertLora(layer.experts, chosen[layer.index], config.rank, config.alpha, generator)
-            layer.experts.add_module("expert_lora", adapter)
-    _change_implementation(model, implementation_over)
+            adapter = ExpertLora(layer.experts, chosen[layer.index], config, name)
+            adapter.start(generator)
+            place(layer.experts, [*adapters_of(layer.experts), adapter], name)
+    change_implementation(model, implementation_over)
+    set_active(model, name)
     n_trainable = sum(parameter.numel() for parameter in adapter_parameters(model).values())
-    n_experts = sum(len(experts) for experts in chosen.values())
-    say(
-        f"adapter: {n_trainable:,} trainable parameters, rank {config.rank}, "
-        f"on {n_experts} experts of {len(chosen)} layers" + (" and on attention" if config.attention else "")
-    )
+    assert n_trainable == sum(value.numel() for value in model.parameters() if value.requires_grad)
+    say(count_line(name, n_trainable, config, chosen, linears))
     return n_trainable
 
 
-def detach(model: Any) -> None:
-    """Take every adapter off: the model computes as before `attach`. Its parameters stay frozen."""
-    for layer in moe_layers(model):
-        if hasattr(layer.experts, "expert_lora"):
-            delattr(layer.experts, "expert_lora")
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            parent, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, module.get_base_layer())
-    if hasattr(model, "peft_config"):
-        del model.peft_config  # PEFT's note of what it injected
-    _change_implementation(model, former_implementation)
+def count_line(
+    name: str, n_trainable: int, config: LoraConfig, chosen: Mapping[int, list[int]], linears: list[str]
+) -> str:
+    """What trains, in one line."""
+    n_experts = sum(len(experts) for experts in chosen.values())
+    down = "" if config.down_rank is None else f" (down_proj {config.down_rank})"
+    also = f" and on {len(linears)} linear layers" if linears else ""
+    return (
+        f"adapter {name}: {n_trainable:,} trainable parameters, rank {config.rank}{down}, "
+        f"on {n_experts} experts of {len(chosen)} layers{also}"
+    )
 
 
-def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapter's parameters by name, in the model's order; empty when none is attached."""
-    return {name: value for name, value in model.named_parameters() if ADAPTER_NAME.search(name)}
+def detach(model: Any, name: str | None = None) -> None:
+    """Take the adapter called `name` off, or all: without any the model computes as before `attach`.
 
-
-def adapter_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of the adapter's values on the CPU, by name."""
-    return {name: value.detach().cpu().clone() for name, value in adapter_parameters(model).items()}
-
-
-@contextmanager
-def adapter_disabled(model: nn.Module) -> Iterator[None]:
-    """Inside, the model computes the base's numbers bit for bit, on experts and attention alike.
+    Its parameters stay frozen. When the active one goes, no other takes its place before `set_active`.
 
     Raises:
-        UserError: no adapter is attached, so that base and tuned would be the same model.
+        UserError: there is no adapter of that name.
     """
-    experts = [module for module in model.modules() if isinstance(module, ExpertLora) and module.enabled]
-    attention = [
-        module
-        for module in model.modules()
-        if isinstance(module, BaseTunerLayer) and not module.disable_adapters
-    ]
-    if not adapter_parameters(model):
-        raise UserError("the model has no adapter to switch off: attach or load one first")
-    try:
-        for module in experts:
-            module.enabled = False
-        for module in attention:
-            module.enable_adapters(False)
-        yield
-    finally:
-        for module in experts:
-            module.enabled = True
-        for module in attention:
-            module.enable_adapters(True)
+    refuse_peft_model(model)
+    if is_merged(model):
+        unmerge(model)
+    names = adapter_names(model)
+    if name is not None:
+        require_name(model, name)
+    leaving = names if name is None else [name]
+    active = None if active_adapter(model) in leaving else active_adapter(model)
+    switch(model, active)
+    for layer in moe_layers(model):
+        staying = [adapter for adapter in adapters_of(layer.experts) if adapter.name not in leaving]
+        place(layer.experts, staying, active)
+    for linear_name, linear in list(linear_layers(model)):
+        for leaver in set(leaving) & set(linear.lora_A):
+            linear.delete_adapter(leaver)
+        if not linear.lora_A:
+            parent, _, attribute = linear_name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, linear.get_base_layer())
+    if set(names) == set(leaving):
+        change_implementation(model, former_implementation)
 
 
 @contextmanager
@@ -171,10 +174,11 @@ def check_first_backward(model: nn.Module, hit: Mapping[int, Set[int]]) -> None:
 
 
 def save_adapter(model: nn.Module, plan: Mapping[str, Any], config: LoraConfig, folder: str | Path) -> Path:
-    """Write the adapter as a folder that is whole or absent; returns the folder.
+    """Write the active adapter as a folder that is whole or absent; returns the folder.
 
     Raises:
-        UserError: no adapter is attached, no space is left, or the folder holds somebody's own files.
+        UserError: no adapter is active, or it has other options than `config`; no space is left; the folder
+            holds somebody's own files.
     """
     with whole_folder(folder) as partial:
         write_adapter_files(model, plan, config, partial)
@@ -182,19 +186,22 @@ def save_adapter(model: nn.Module, plan: Mapping[str, Any], config: LoraConfig, 
 
 
 def write_adapter_files(model: nn.Module, plan: Mapping[str, Any], config: LoraConfig, folder: Path) -> None:
-    """Write the three files of an adapter into an existing `folder`.
+    """Write the three files of the active adapter into an existing `folder`.
 
     Raises:
-        UserError: no adapter is attached.
+        UserError: no adapter is active, or it has other options than `config`.
     """
     state = adapter_state(model)
     if not state:
         raise UserError("the model has no adapter to save: attach one first")
+    name = active_adapter(model)
+    adapters = [module for module in model.modules() if isinstance(module, ExpertLora)]
+    used = {adapter.config for adapter in adapters if adapter.name == name}
+    if used != {config}:
+        raise UserError(f"the adapter was attached with {', '.join(map(str, used))}, not with {config}")
     save_file(state, folder / TENSORS_FILE)
     body = {
-        "rank": config.rank,
-        "alpha": config.alpha,
-        "attention": config.attention,
+        **asdict(config),
         "model_fingerprint": plan["model_fingerprint"],
         "n_trainable": sum(value.numel() for value in state.values()),
         "sha256": sha256_file(folder / TENSORS_FILE),
@@ -205,8 +212,8 @@ def write_adapter_files(model: nn.Module, plan: Mapping[str, Any], config: LoraC
     write_artefact(folder / "plan.json", "expert_plan", plan.get("inputs", {}), plan_body)
 
 
-def load_adapter(model: Any, folder: str | Path) -> dict[str, Any]:
-    """Attach the adapter saved in `folder`, bit for bit; returns its adapter_config.json.
+def load_adapter(model: Any, folder: str | Path, name: str = "default") -> dict[str, Any]:
+    """Attach the adapter saved in `folder`, bit for bit, as `name`; returns its adapter_config.json.
 
     Raises:
         UserError: a file is missing, damaged or truncated, or belongs to another model or plan.
@@ -229,22 +236,22 @@ def load_adapter(model: Any, folder: str | Path) -> dict[str, Any]:
             f"{folder} was trained on another model (fingerprint {saved['model_fingerprint'][:12]}, "
             f"this one has {fingerprint[:12]}): load the base it was trained on"
         )
-    attach(
-        model,
-        plan,
-        LoraConfig(rank=saved["rank"], alpha=saved["alpha"], attention=saved["attention"]),
-        seed=0,
-    )
+    # An option that came later is not in an older file: its default is what that adapter was trained with.
+    options = {field.name: saved[field.name] for field in fields(LoraConfig) if field.name in saved}
+    former = active_adapter(model)
+    attach(model, plan, LoraConfig(**options), seed=0, name=name)
     try:
         _load_state(model, load_file(tensors_path), tensors_path)
     except UserError:
-        detach(model)
+        detach(model, name)
+        if former is not None:
+            set_active(model, former)
         raise
     return saved
 
 
 def _load_state(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
-    own = adapter_parameters(model)
+    own = {file_name(name): value for name, value in adapter_parameters(model).items()}
     expected = {name: tuple(value.shape) for name, value in own.items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     differing = sorted(
@@ -261,7 +268,7 @@ def _load_state(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path)
             value.copy_(state[name])
 
 
-def _chosen_experts(layers: list[MoeLayer], plan: Mapping[str, Any]) -> dict[int, list[int]]:
+def chosen_experts(layers: list[MoeLayer], plan: Mapping[str, Any]) -> dict[int, list[int]]:
     """Layer index -> ascending expert ids, without layers that have none."""
     n_experts = {layer.index: layer.n_experts for layer in layers}
     chosen = {int(index): sorted(experts) for index, experts in plan["experts"].items() if experts}
@@ -281,36 +288,24 @@ def _chosen_experts(layers: list[MoeLayer], plan: Mapping[str, Any]) -> dict[int
     return chosen
 
 
-def _attach_attention(model: nn.Module, config: LoraConfig, generator: torch.Generator) -> None:
-    """LoRA by PEFT on every linear projection of attention."""
-    # The indexer of sparse attention runs under no_grad: LoRA on it would never learn.
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and re.search(r"\.\w*att(n|ention)\.", name)
-        and ".indexer." not in name
-    ]
-    if not names:
-        raise UserError(
-            "lora.attention is set, but the model has no attention projections: set lora.attention=false"
-        )
-    alpha: Any = config.alpha  # PEFT annotates an int and divides it
-    peft_config = PeftLoraConfig(r=config.rank, lora_alpha=alpha, target_modules=names)
-    inject_adapter_in_model(peft_config, model)
-    for name, value in adapter_parameters(model).items():
-        value.data = value.data.float()
-        if ".lora_A." in name:
-            # Again, from our own generator: PEFT draws from torch's global one.
-            bound = value.shape[1] ** -0.5
-            value.data.copy_(torch.empty(value.shape).uniform_(-bound, bound, generator=generator))
-
-
-def _change_implementation(model: Any, rename: Any) -> None:
+def change_implementation(model: Any, rename: Any) -> None:
+    """Let the experts of `model` run through the implementation that `rename` makes of the former one."""
     current: dict[str, str | None] = model.get_experts_implementation()
     model.set_experts_implementation(
-        {part: rename(name) for part, name in current.items() if name is not None}
+        {part: rename(former_implementation(name)) for part, name in current.items() if name is not None}
     )
+
+
+def _check_name(model: nn.Module, name: str) -> None:
+    # A name becomes a key of PEFT's ModuleDict, which takes no dot and none of its own attributes.
+    if not re.fullmatch(r"\w[\w-]*", name) or hasattr(nn.ModuleDict, name):
+        raise UserError(
+            f"{name!r} cannot name an adapter: use letters, digits, '_' and '-', and another word"
+        )
+    if name in adapter_names(model):
+        raise UserError(
+            f"the model already has an adapter {name!r}: call detach(model) first, or use another name"
+        )
 
 
 def _learns(parameter: nn.Parameter, number: int | None = None) -> bool:

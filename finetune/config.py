@@ -72,16 +72,25 @@ class SelectConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """The adapter: W x + (alpha / rank) B A x."""
+    """The adapter: W x + scaling B A x, with scaling = alpha / rank."""
 
     rank: int = 8
     alpha: float = 16.0  # the update is scaled by alpha / rank
+    down_rank: int | None = None  # of the experts' second projection (down_proj); None is rank
+    down_alpha: float | None = None  # of the experts' second projection; None is alpha
+    rslora: bool = False  # scale by alpha / sqrt(rank) instead (rank-stabilized LoRA, arXiv 2312.03732)
+    dropout: float = 0.0  # share of the inputs of A that are zeroed in training, the others scaled up
     attention: bool = False  # also adapt the attention projections
+    shared_experts: bool = False  # also adapt the experts that every token passes
 
     def problems(self) -> list[str]:
         """Values no run can use, as "key: reason"."""
-        wrong = [] if self.alpha > 0 else ["alpha: must be above 0"]
-        return wrong + out_of_range({"rank": self.rank})
+        positive = {"alpha": self.alpha, "down_alpha": self.down_alpha}
+        low = [name for name, value in positive.items() if value is not None and value <= 0]
+        wrong = [f"{name}: must be above 0" for name in low]
+        if not 0 <= self.dropout < 1:
+            wrong.append("dropout: must be at least 0 and below 1")
+        return wrong + out_of_range({"rank": self.rank, "down_rank": self.down_rank})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +99,7 @@ class TrainConfig:
 
     steps: int  # optimizer steps
     learning_rate: float  # peak, of AdamW
+    b_learning_rate_ratio: float = 1.0  # B's learning rate over A's; LoRA+ (arXiv 2402.12354) is above 1
     batch_size: int = 32  # rows in one step over ALL processes and accumulation
     accumulate: int = 1  # forward passes a process makes for one step
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -109,7 +119,8 @@ class TrainConfig:
         wrong = out_of_range({name: getattr(self, name) for name in (*counts, "n_processes", "n_threads")})
         not_negative = {"warmup_steps": self.warmup_steps, "weight_decay": self.weight_decay}
         wrong += out_of_range(not_negative, minimum=0)
-        positive = {"learning_rate": self.learning_rate, "clip_norm": self.clip_norm}
+        names = ("learning_rate", "b_learning_rate_ratio", "clip_norm")
+        positive = {name: getattr(self, name) for name in names}
         wrong += [f"{name}: must be above 0" for name, value in positive.items() if value <= 0]
         if self.steps >= 1 and self.warmup_steps >= self.steps:
             wrong.append(f"warmup_steps: must be below steps ({self.steps})")

@@ -9,6 +9,7 @@ Legend: T tokens, K experts per token, S = T x K routed rows sorted by expert, M
 E experts, N chosen experts, R rank, I inputs and O outputs of a projection.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,58 +19,96 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from finetune.config import LoraConfig
+
 IMPLEMENTATION = "expert_lora_over_"
 # F.grouped_mm wants every row of its operands to start on a multiple of this.
 GROUPED_MM_ALIGNMENT_BYTES = 16
 
 
 class LowRank(nn.Module):
-    """One low-rank update B·A per chosen expert of one projection: `A` [N, R, I], `B` [N, O, R].
+    """One low-rank update B·A per chosen expert of the projection `stack`: `A` [N, R, I], `B` [N, O, R].
 
     Parameters are kept in float32 and cast to the rows' dtype for use: an AdamW step is lost in bfloat16.
     """
 
-    def __init__(self, n_chosen: int, rank: int, n_in: int, n_out: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, experts: Any, stack: str, n_chosen: int, rank: int, alpha: float, config: LoraConfig
+    ) -> None:
         super().__init__()
+        n_in, n_out = _sizes(experts, stack)
+        self.stack, self.rank, self.alpha, self.dropout = stack, rank, alpha, config.dropout
+        self.scaling = alpha / (math.sqrt(rank) if config.rslora else rank)
+        device = getattr(experts, stack).device
+        self.A = nn.Parameter(torch.zeros(n_chosen, rank, n_in, device=device))
+        self.B = nn.Parameter(torch.zeros(n_chosen, n_out, rank, device=device))
+
+    @torch.no_grad()
+    def start(self, generator: torch.Generator) -> None:
+        """Give A its random start and B zeros: the update is nothing yet."""
         # Kaiming uniform (a = sqrt(5)) expert by expert: nn.init would count R x I inputs in a 3-D tensor.
-        bound = n_in**-0.5
-        self.A = nn.Parameter(torch.empty(n_chosen, rank, n_in).uniform_(-bound, bound, generator=generator))
-        self.B = nn.Parameter(torch.zeros(n_chosen, n_out, rank))
+        bound = self.A.shape[-1] ** -0.5
+        self.A.copy_(torch.empty(self.A.shape).uniform_(-bound, bound, generator=generator))
+        self.B.zero_()
+
+    def update(self, number: int) -> torch.Tensor:
+        """scaling x B A [O, I] of the expert `chosen[number]`: what this adapter adds to its weight."""
+        return self.scaling * self.B[number] @ self.A[number]
+
+    def dropped(self, rows_MI: torch.Tensor) -> torch.Tensor:
+        """The rows as the low-rank path sees them: with dropout while training, else as they are."""
+        return F.dropout(rows_MI, self.dropout) if self.dropout and self.training else rows_MI
 
     def forward(self, rows_MI: torch.Tensor, ends_N: torch.Tensor) -> torch.Tensor:
-        """Update [M, O] of rows sorted by chosen expert; `ends_N` (int32) is where each one's rows end."""
+        """Update [M, O] of rows sorted by chosen expert; `ends_N` (int32) is where each one's rows end.
+
+        Not scaled yet: who adds it to the output scales it in the same pass.
+        """
         A, B = self.A.to(rows_MI.dtype), self.B.to(rows_MI.dtype)
         padding = -A.shape[1] % (GROUPED_MM_ALIGNMENT_BYTES // rows_MI.dtype.itemsize)
         if padding:
             A, B = F.pad(A, (0, 0, 0, padding)), F.pad(B, (0, padding))
-        inner_MR = F.grouped_mm(rows_MI, A.transpose(-2, -1), offs=ends_N)
+        inner_MR = F.grouped_mm(self.dropped(rows_MI), A.transpose(-2, -1), offs=ends_N)
         return F.grouped_mm(inner_MR, B.transpose(-2, -1), offs=ends_N)
 
 
 class ExpertLora(nn.Module):
-    """The adapter of one MoE layer: `up` acts before the activation (gate_up_proj), `down` after it.
+    """One adapter of one MoE layer: `up` acts before the activation (gate_up_proj), `down` after it.
 
-    `chosen` are expert ids, ascending; the i-th slice of `up` and `down` belongs to `chosen[i]`.
+    `chosen` are expert ids, ascending; the i-th slice of `up` and `down` belongs to `chosen[i]`. All values
+    are zero until `start`.
     """
 
     chosen_N: torch.Tensor
     is_chosen_E: torch.Tensor
 
     def __init__(
-        self, experts: Any, chosen: Sequence[int], rank: int, alpha: float, generator: torch.Generator
+        self, experts: Any, chosen: Sequence[int], config: LoraConfig, name: str = "default"
     ) -> None:
         super().__init__()
-        self.chosen = list(chosen)
-        self.scaling = alpha / rank
+        self.chosen, self.config, self.name = list(chosen), config, name
         self.enabled = True
-        self.up = LowRank(len(chosen), rank, *_sizes(experts, _up_name(experts)), generator)
-        self.down = LowRank(len(chosen), rank, *_sizes(experts, "down_proj"), generator)
+        # While merged: (stack, expert) -> the weight from before.
+        self.originals: dict[tuple[str, int], torch.Tensor] = {}
+        down_rank = config.rank if config.down_rank is None else config.down_rank
+        down_alpha = config.alpha if config.down_alpha is None else config.down_alpha
+        n_chosen = len(self.chosen)
+        self.up = LowRank(experts, _up_name(experts), n_chosen, config.rank, config.alpha, config)
+        self.down = LowRank(experts, "down_proj", n_chosen, down_rank, down_alpha, config)
         # One place more than there are experts: id n_experts is the expert-parallel "not mine", never chosen.
         is_chosen_E = torch.zeros(int(experts.num_experts) + 1, dtype=torch.bool)
         is_chosen_E[self.chosen] = True
-        self.register_buffer("chosen_N", torch.tensor(self.chosen), persistent=False)
-        self.register_buffer("is_chosen_E", is_chosen_E, persistent=False)
-        self.to(next(experts.parameters()).device)
+        # On the experts' device at once: PEFT may make the parameters on "meta", which cannot be moved.
+        device = experts.down_proj.device
+        self.register_buffer("chosen_N", torch.tensor(self.chosen, device=device), persistent=False)
+        self.register_buffer("is_chosen_E", is_chosen_E.to(device), persistent=False)
+        # A new module is in training mode, whatever its parent is in: dropout would act in evaluation.
+        self.train(experts.training)
+
+    def start(self, generator: torch.Generator) -> None:
+        """Give both projections their start, `up` first."""
+        self.up.start(generator)
+        self.down.start(generator)
 
 
 class RoutedRows(NamedTuple):
@@ -139,12 +178,12 @@ def _grouped_forward(
     up_SO = _frozen_grouped_linear(experts, _up_name(experts), rows_SI, routed)
     # From hidden_TI and not from rows_SI: then backward keeps M rows and not S.
     chosen_MI = rows_SI if chosen.rows_M is None else hidden_TI[routed.token_S[chosen.rows_M]]
-    _add_update(up_SO, adapter.up, chosen_MI, chosen, adapter.scaling)
+    _add_update(up_SO, adapter.up, chosen_MI, chosen)
 
     active_SI = _activate(experts, up_SO)
     down_SO = _frozen_grouped_linear(experts, "down_proj", active_SI, routed)
     chosen_MI = active_SI if chosen.rows_M is None else active_SI[chosen.rows_M]
-    _add_update(down_SO, adapter.down, chosen_MI, chosen, adapter.scaling)
+    _add_update(down_SO, adapter.down, chosen_MI, chosen)
     if experts.has_post_expert_norm:
         down_SO = experts.post_expert_norm(down_SO)
 
@@ -187,15 +226,13 @@ def _frozen_grouped_linear(
     return out_SO if routed.not_mine_S1 is None else out_SO.masked_fill(routed.not_mine_S1, 0.0)
 
 
-def _add_update(
-    out_SO: torch.Tensor, low_rank: LowRank, rows_MI: torch.Tensor, chosen: ChosenRows, scaling: float
-) -> None:
-    """Add `scaling` x (rows A^T) B^T to the chosen rows of `out_SO`, in place: no other row is touched."""
+def _add_update(out_SO: torch.Tensor, low_rank: LowRank, rows_MI: torch.Tensor, chosen: ChosenRows) -> None:
+    """Add scaling x (rows A^T) B^T to the chosen rows of `out_SO`, in place: no other row is touched."""
     update_MO = low_rank(rows_MI.to(out_SO.dtype), chosen.ends_N)
     if chosen.rows_M is None:
-        out_SO.add_(update_MO, alpha=scaling)
+        out_SO.add_(update_MO, alpha=low_rank.scaling)
     else:
-        out_SO.index_add_(0, chosen.rows_M, update_MO, alpha=scaling)
+        out_SO.index_add_(0, chosen.rows_M, update_MO, alpha=low_rank.scaling)
 
 
 def _eager_forward(
@@ -223,10 +260,11 @@ def _eager_forward(
         up_MO = _frozen_linear(experts, _up_name(experts), expert, rows_MI)
         if expert in update_of:
             up_A, up_B, down_A, down_B = update_of[expert]
-            up_MO = up_MO + adapter.scaling * _low_rank_linear(rows_MI, up_A, up_B)
+            up_MO = up_MO + adapter.up.scaling * _low_rank_linear(adapter.up.dropped(rows_MI), up_A, up_B)
             active_MI = _activate(experts, up_MO)
             down_MO = _frozen_linear(experts, "down_proj", expert, active_MI)
-            down_MO = down_MO + adapter.scaling * _low_rank_linear(active_MI, down_A, down_B)
+            update_MO = _low_rank_linear(adapter.down.dropped(active_MI), down_A, down_B)
+            down_MO = down_MO + adapter.down.scaling * update_MO
         else:
             down_MO = _frozen_linear(experts, "down_proj", expert, _activate(experts, up_MO))
         if experts.has_post_expert_norm:

@@ -17,6 +17,8 @@ from data_recipes.artefact import UserError
 # What transformers sets on every fused experts module, whatever the family calls its class.
 EXPERTS_ATTRIBUTES = ("num_experts", "is_transposed", "is_concatenated", "has_bias", "_apply_gate")
 ROUTER_NAMES = ("gate", "router")
+# Modules of a block that every token passes. A gate before them (`shared_expert_gate`) is none of them.
+SHARED_EXPERTS_NAMES = ("shared_experts", "shared_expert", "shared_mlp")
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,11 @@ def parameters_per_rank(layer: MoeLayer) -> int:
     """LoRA parameters of one expert of `layer` at rank 1: inputs + outputs, summed over its fused stacks."""
     stacks = [weight for weight in layer.experts.parameters(recurse=False) if weight.ndim == 3]
     return sum(weight.shape[1] + weight.shape[2] for weight in stacks)
+
+
+def shared_expert_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """What the full name of every module inside a shared expert of `model` starts with."""
+    return tuple(f"{layer.name}.{name}." for layer in moe_layers(model) for name in SHARED_EXPERTS_NAMES)
 
 
 def _is_experts(module: nn.Module) -> bool:

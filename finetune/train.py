@@ -9,14 +9,16 @@ metrics.jsonl, train.json).
 
 import json
 import math
+import re
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
@@ -44,6 +46,7 @@ from finetune.batches import (
     step_rows,
 )
 from finetune.config import RunConfig, TrainConfig, config_from_arguments
+from finetune.merge import refuse_merged
 from finetune.model import load_model, model_fingerprint
 from finetune.moe import moe_layers
 from finetune.processes import broadcast_parameters, start_accelerator, sum_gradients
@@ -82,8 +85,10 @@ def train_rows(
     `accelerator` get the same numbers.
 
     Raises:
-        UserError: bad rows, a loss that is not a number, an adapter that does not learn, or a lost process.
+        UserError: bad rows, a loss that is not a number, an adapter that does not learn or is merged, or a
+            lost process.
     """
+    refuse_merged(model)
     accelerator = accelerator or start_accelerator(config.n_processes)
     examples = encode_rows(tokenizer, rows, config.max_length_tokens)
     validation = _encode_validation(tokenizer, validation_rows, config)
@@ -94,9 +99,7 @@ def train_rows(
     if metrics_path is not None:
         metrics_path.unlink(missing_ok=True)
     broadcast_parameters(accelerator, parameters)
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=ADAM_BETAS, weight_decay=config.weight_decay
-    )
+    optimizer = adapter_optimizer(model, config)
     losses: list[float] = []
     n_tokens, started = 0, time.perf_counter()
     progress = tqdm(
@@ -110,7 +113,7 @@ def train_rows(
         step_started = time.perf_counter()
         learning_rate = learning_rate_at(step, config)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["ratio"]
         numbers = step_rows(len(examples), config.batch_size, step, seed)
         step_examples = [examples[number] for number in numbers]
         # Every process knows the whole batch, so nobody has to ask how many tokens the others train.
@@ -122,7 +125,12 @@ def train_rows(
             part_examples = contiguous_part(mine, part, config.accumulate)
             batch = collate(part_examples, tokenizer.pad_token_id)
             is_first = step == 0 and part == 0
-            with record_routing(model) if is_first else nullcontext({}) as routing:
+            # Of the part within the step, over all processes: its dropout does not ask who computes it.
+            number = accelerator.process_index * config.accumulate + part
+            with (
+                random_numbers_of(accelerator.device, seed, step, number),
+                record_routing(model) if is_first else nullcontext({}) as routing,
+            ):
                 loss = token_losses(model, batch, accelerator.device).sum() / n_trained
             _refuse_nan("loss", float(loss.detach()), step, batch.row_ids)
             accelerator.backward(loss)
@@ -167,6 +175,26 @@ def train_rows(
     return TrainResult(
         config.steps, seconds, n_tokens, losses[0], losses[-1], n_trainable, n_tokens / seconds
     )
+
+
+def adapter_optimizer(model: Any, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over the adapter in two groups, A and B; a group's "ratio" multiplies the learning rate."""
+    own, is_B = adapter_parameters(model), re.compile(r"\.B$|\.lora_B\.").search
+    B = [value for name, value in own.items() if is_B(name)]
+    A = [value for name, value in own.items() if not is_B(name)]
+    groups = [{"params": A, "ratio": 1.0}, {"params": B, "ratio": config.b_learning_rate_ratio}]
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=ADAM_BETAS, weight_decay=config.weight_decay
+    )
+
+
+@contextmanager
+def random_numbers_of(device: torch.device, *numbers: int) -> Iterator[None]:
+    """Inside, torch draws (for dropout) from a start that `numbers` alone decide; outside nothing changes."""
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type):
+        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+        yield
 
 
 def token_losses(model: Any, batch: Batch, device: torch.device) -> torch.Tensor:

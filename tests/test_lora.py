@@ -54,7 +54,7 @@ def dense_gradients(
         prefix = names[id(layer.experts)]
         for part, weight_name in (("up", "gate_up_proj"), ("down", "down_proj")):
             A, B = (leaves[f"{prefix}.expert_lora.{part}.{side}"] for side in "AB")
-            update = adapter.scaling * torch.einsum("nor,nri->noi", B, A)
+            update = getattr(adapter, part).scaling * torch.einsum("nor,nri->noi", B, A)
             if layer.experts.is_transposed:
                 update = update.transpose(1, 2)
             weight = getattr(layer.experts, weight_name).detach()

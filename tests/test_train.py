@@ -217,3 +217,40 @@ def test_the_expected_number_of_processes_is_accepted() -> None:
     check_process_count(1, 1, {})
     check_process_count(1, 1, {"ACCELERATE_MIXED_PRECISION": "no"})
     check_process_count(2, 2, {**LAUNCHED, "WORLD_SIZE": "2"})
+
+
+def test_lora_plus_moves_b_by_its_ratio_and_a_as_before(tiny_model_factory: Any, tiny_tokenizer: Any) -> None:
+    moved = []
+    for ratio in (1.0, 4.0):
+        model = tiny_model_factory(vocab_size=262)
+        attach(model, PLAN, LoraConfig(rank=4, attention=True), seed=0)
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for value in adapter_parameters(model).values():
+                value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+        before = adapter_state(model)
+        config = train_config(steps=1, warmup_steps=0, b_learning_rate_ratio=ratio)
+        train_rows(model, tiny_tokenizer, chat_rows(8), config)
+        moved.append({name: value - before[name] for name, value in adapter_state(model).items()})
+    is_B = {name: name.endswith(".B") or ".lora_B." in name for name in moved[0]}
+    assert sum(is_B.values()) == len(is_B) / 2 == 2 * 2 + 3 * 5
+    for name, value in moved[0].items():
+        # Adam's first step is the learning rate in the gradient's direction.
+        assert float(value.abs().max()) == pytest.approx(TRAIN.learning_rate, rel=1e-3)
+        torch.testing.assert_close(moved[1][name], value * (4.0 if is_B[name] else 1.0), rtol=1e-4, atol=1e-7)
+
+
+def test_dropout_depends_on_the_seed_alone_and_leaves_torchs_generator_alone(
+    tiny_model_factory: Any, tiny_tokenizer: Any
+) -> None:
+    states = []
+    for torch_seed, dropout in ((1, 0.3), (2, 0.3), (2, 0.0)):
+        model = tiny_model_factory(vocab_size=262)
+        attach(model, PLAN, LoraConfig(rank=4, dropout=dropout), seed=0)
+        torch.manual_seed(torch_seed)
+        before = torch.get_rng_state()
+        train_rows(model, tiny_tokenizer, chat_rows(8), train_config(steps=2))
+        assert torch.equal(torch.get_rng_state(), before)
+        states.append(adapter_state(model))
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert not all(torch.equal(value, states[2][name]) for name, value in states[1].items())

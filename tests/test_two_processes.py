@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,21 @@ def test_two_processes_give_the_numbers_of_one(run_config: RunConfig, tmp_path: 
         assert two_losses == pytest.approx(one_losses, abs=1e-6), name
         for tensor_name, value in one.items():
             torch.testing.assert_close(two[tensor_name], value, rtol=0, atol=1e-6)
+
+
+def test_with_dropout_two_processes_give_the_numbers_of_one_that_accumulates_twice(
+    run_config: RunConfig, tmp_path: Path
+) -> None:
+    lora = replace(run_config.lora, dropout=0.3)
+    train_stage(replace(run_config, lora=lora, train=replace(run_config.train, accumulate=2)))
+    one, one_losses = adapter_and_losses(tmp_path)
+    changes = ("train.n_processes=2", "lora.dropout=0.3")
+    finished = train(tmp_path, TORCHRUN, *changes, ACCELERATE_USE_CPU="true")
+    assert finished.returncode == 0, finished.stderr
+    two, two_losses = adapter_and_losses(tmp_path)
+    assert two_losses == pytest.approx(one_losses, abs=1e-6)
+    for tensor_name, value in one.items():
+        torch.testing.assert_close(two[tensor_name], value, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("by_config_file", [False, True])

@@ -81,7 +81,8 @@ def read_places(folder: Path) -> dict[str, Place]:
         try:
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(length))
+                # Else the first bytes of another format ask for more memory than there is.
+                header = json.loads(file.read(min(length, path.stat().st_size)))
         except ValueError as error:
             raise UserError(f"{path} is damaged, or no safetensors file: copy it again") from error
         header.pop("__metadata__", None)

@@ -190,27 +190,26 @@ def from_per_expert(
     chosen = sorted({int(next(filter(None, hit.groups()))) for hit in map(pattern.match, tensors) if hit})
     if not chosen:
         return None
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    pairs = {expert: [_pair(tensors, name.replace("*", str(expert))) for name in names] for expert in chosen}
     ranks: dict[int, list[int]] = {}
-    scalings = set()
-    for expert in chosen:
-        pairs = [_pair(tensors, name.replace("*", str(expert))) for name in names]
-        of_pairs = [
-            scaling_of(name.replace("*", str(expert)), len(A))
-            for name, (A, _) in zip(names, pairs, strict=True)
-        ]
-        if len({*of_pairs, *scalings}) > 1:
-            raise UserError(f"{names[0]}: its experts have several scalings {sorted({*of_pairs, *scalings})}")
-        scalings.update(of_pairs)
-        found.append(_fused(pairs, is_concatenated))
-        ranks.setdefault(len(pairs[0][0]), []).append(expert)
+    for expert, of_expert in pairs.items():
+        for rank in {len(A_RI) for A_RI, _ in of_expert}:
+            ranks.setdefault(rank, []).append(expert)
     if len(ranks) > 1:
         listed = "; ".join(f"rank {rank}: expert {_shortened(experts)}" for rank, experts in ranks.items())
         raise UserError(
             f"{names[0]}: its experts have several ranks ({listed}), which vLLM and SGLang refuse too: "
             "pad each A and B with zeros to the largest rank"
         )
-    A_NRI, B_NOR = (torch.stack(side) for side in zip(*_same_rank(found), strict=True))
+    (rank,) = ranks
+    scalings = {scaling_of(name.replace("*", str(expert)), rank) for expert in chosen for name in names}
+    if len(scalings) > 1:
+        raise UserError(
+            f"{names[0]}: its experts have several scalings {sorted(scalings)}: give them one alpha, by "
+            "multiplying each B with its own"
+        )
+    fused = _same_rank([_fused(of_expert, is_concatenated) for of_expert in pairs.values()])
+    A_NRI, B_NOR = (torch.stack(side) for side in zip(*fused, strict=True))
     return ExpertPart(chosen, A_NRI, B_NOR, scalings.pop())
 
 

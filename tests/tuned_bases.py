@@ -1,4 +1,4 @@
-"""Saved tiny bases with a trained adapter, and the logits it should give, for the tests of export and import."""
+"""Saved tiny bases with a trained adapter and the logits it should give, for tests of export and import."""
 
 from pathlib import Path
 from typing import Any

@@ -51,11 +51,15 @@ FORMATS = ("peft", "vllm", "sglang", "merged")
 CHECKS = ("logits", "deltas")
 # Of an update: float32 rounds once when a scaling is multiplied into B.
 DELTA_TOLERANCE = 1e-6
-# Of the logits, in L2: float32 sums in another order; bfloat16 rounds W + update where we round the update.
-LOGIT_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+# Of the logits, in L2. float32 sums in another order. bfloat16 rounds W + update where we round the update,
+# which moves tokens between experts: 0.012 to 0.036 on a random tiny GLM.
+LOGIT_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 PROBE_SHAPE = (4, 64)  # rows, tokens
 # These are read by vLLM in PEFT's 3-D layout only (`is_3d_moe_weight` in vllm/model_executor/models/*.py).
 VLLM_STACKED = ("gpt_oss", "qwen3_vl_moe", "qwen3_5_moe", "qwen3_5_moe_text")
+
+# Multi-head latent attention multiplies this weight into others at load, past any LoRA on it.
+VLLM_UNAPPLIED = ".kv_b_proj"
 
 
 def export_adapter(adapter: Path, to: str, output: Path, base: BaseConfig, check: str = "logits") -> Path:
@@ -74,12 +78,12 @@ def export_adapter(adapter: Path, to: str, output: Path, base: BaseConfig, check
     saved, parts = read_adapter(model, adapter)
     with whole_folder(output) as partial:
         if to == "merged":
-            report = _export_merged(model, parts, base, partial)
+            report, dtype = _export_merged(model, parts, base, partial)
             model = None  # before the merged one is loaded: never two
         else:
-            report = _export_adapter_file(model, parts, base, to, partial)
+            report, dtype = _export_adapter_file(model, parts, base, to, partial), base.dtype
         if probe is not None:
-            report |= _compare_logits(model, probe, base, to, partial)
+            report |= _compare_logits(model, probe, base, to, partial, dtype)
         check_of_stamp = {**report, "fingerprint_compared": with_weights}
         write_stamp(partial, to, saved["model_fingerprint"], saved["sha256"], check_of_stamp)
     listed = ", ".join(f"{name} {value:.3g}" for name, value in sorted(report.items()))
@@ -139,6 +143,12 @@ def _per_expert_tensors(
     family, table = model_type(model), conversion_table(model)
     if to == "vllm" and family in VLLM_STACKED:
         raise UserError(f"vLLM reads the experts of {family} in PEFT's 3-D layout only: use --to peft")
+    unapplied = sorted(name for name in parts.linears if name.endswith(VLLM_UNAPPLIED))
+    if to == "vllm" and any(parts.linears[name].B_OR.any() for name in unapplied):
+        raise UserError(
+            f"vLLM loads LoRA on {unapplied[0]} and never applies it (vllm-project/vllm issue 48974): "
+            "use --to merged, or train with lora.attention=false"
+        )
     tensors: dict[str, torch.Tensor] = {}
     modules = experts_modules(model)
     leaves = set()
@@ -162,13 +172,18 @@ def _per_expert_tensors(
     return tensors, sorted(leaves)
 
 
-def _export_merged(model: Any, parts: AdapterParts, base: BaseConfig, folder: Path) -> dict[str, Any]:
+def _export_merged(
+    model: Any, parts: AdapterParts, base: BaseConfig, folder: Path
+) -> tuple[dict[str, Any], str]:
+    """Returns what was compared, and the narrowest dtype that W + update was rounded to."""
     source = checkpoint_folder(base)
     places = read_places(source)
     changes = planned_changes(model, parts, places)
     write_merged(source, folder, changes, places)
     report = check_merged(source, folder, changes, places)
-    return report | {"kept_and_not_loaded": len(not_loaded(places, model.config.num_hidden_layers))}
+    report["kept_and_not_loaded"] = len(not_loaded(places, model.config.num_hidden_layers))
+    is_float32 = {places[change.name].dtype for change in changes} == {"F32"}
+    return report, base.dtype if is_float32 else "bfloat16"
 
 
 def _probe(model: Any, adapter: Path) -> dict[str, torch.Tensor]:
@@ -193,7 +208,7 @@ def _logits(
 
 
 def _compare_logits(
-    model: Any, probe: dict[str, torch.Tensor], base: BaseConfig, to: str, folder: Path
+    model: Any, probe: dict[str, torch.Tensor], base: BaseConfig, to: str, folder: Path, dtype: str
 ) -> dict[str, Any]:
     """Load what was written with the program it is for, or with transformers, and compare logits."""
     if to == "peft":
@@ -208,7 +223,7 @@ def _compare_logits(
     size = float(probe["tuned"].norm())
     difference = float((found - probe["tuned"]).norm()) / size
     effect = float((probe["tuned"] - probe["base"]).norm()) / size
-    allowed = LOGIT_TOLERANCE[base.dtype]
+    allowed = LOGIT_TOLERANCE[dtype]
     if not difference <= allowed:
         raise UserError(
             f"logits of the {to} export differ from the adapter's by {difference:.3g} (at most {allowed}; "

@@ -122,13 +122,13 @@ def test_mixtral_names_are_those_of_its_checkpoints(tiny_tokenizer: Any, tmp_pat
     }
 
 
-def test_a_file_for_vllm_needs_no_weights_of_the_base(
+def test_a_file_for_a_server_needs_no_weights_of_the_base(
     base: BaseConfig, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (Path(base.model) / "model.safetensors").unlink()
-    export_adapter(adapter, "vllm", tmp_path / "vllm", base)
+    export_adapter(adapter, "sglang", tmp_path / "sglang", base)
     assert "was not checked" in capsys.readouterr().out
-    assert not read_artefact(tmp_path / "vllm" / "export.json", "adapter_export")["check"][
+    assert not read_artefact(tmp_path / "sglang" / "export.json", "adapter_export")["check"][
         "fingerprint_compared"
     ]
 
@@ -144,6 +144,12 @@ def test_a_family_without_names_for_each_expert_is_refused_with_the_way_out(
     with pytest.raises(UserError, match=f"{reason}.*use --to peft"):
         export_adapter(adapter, to, tmp_path / "out", base)
     assert not (tmp_path / "out").exists()
+
+
+def test_lora_that_vllm_would_drop_is_refused(base: BaseConfig, adapter: Path, tmp_path: Path) -> None:
+    message = r"LoRA on model\.layers\.0\.self_attn\.kv_b_proj and never applies it"
+    with pytest.raises(UserError, match=message):
+        export_adapter(adapter, "vllm", tmp_path / "out", base)
 
 
 def test_lora_on_a_shared_expert_reaches_that_one_and_not_the_routed_ones(
@@ -195,13 +201,13 @@ def test_a_damaged_adapter_and_another_base_are_refused(
         tiny_model_factory(vocab_size=262, hidden_size=16), tiny_tokenizer, tmp_path / "smaller"
     )
     with pytest.raises(UserError, match="do not fit the base, first"):
-        export_adapter(adapter, "vllm", tmp_path / "out", smaller)
+        export_adapter(adapter, "sglang", tmp_path / "out", smaller)
     with pytest.raises(UserError, match="cannot read the config of the base"):
-        export_adapter(adapter, "vllm", tmp_path / "out", BaseConfig(model=str(tmp_path / "nowhere")))
+        export_adapter(adapter, "sglang", tmp_path / "out", BaseConfig(model=str(tmp_path / "nowhere")))
     path = adapter / "adapter.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     with pytest.raises(UserError, match=r"is damaged: adapter\.safetensors or plan\.json"):
-        export_adapter(adapter, "vllm", tmp_path / "out", base)
+        export_adapter(adapter, "sglang", tmp_path / "out", base)
     assert not (tmp_path / "out").exists()
 
 

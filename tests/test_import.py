@@ -10,7 +10,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import load_file, save_file
-from tuned_bases import GLM_EXPERTS, logits, plain, save_base, save_trained
+from tuned_bases import GLM_EXPERTS, build_gpt_oss, logits, plain, save_base, save_trained
 
 from data_recipes.artefact import UserError, read_artefact, write_artefact, write_json
 from finetune.adapter import load_adapter
@@ -155,13 +155,23 @@ def test_square_experts_are_told_by_the_version_that_wrote_them(
 
 @pytest.mark.parametrize("to", ["peft", "vllm", "sglang"])
 def test_an_export_comes_back_bit_for_bit(base: BaseConfig, tmp_path: Path, to: str) -> None:
-    adapter = save_trained(base, GLM_EXPERTS, attention=True, folder=tmp_path / "adapter")
+    adapter = save_trained(base, GLM_EXPERTS, attention=to != "vllm", folder=tmp_path / "adapter")
     export_adapter(adapter, to, tmp_path / to, base, "deltas")
     import_adapter(tmp_path / to, tmp_path / "back", base)
     expected, found = (load_file(folder / "adapter.safetensors") for folder in (adapter, tmp_path / "back"))
     assert expected.keys() == found.keys()
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert read_artefact(tmp_path / "back" / "plan.json", "expert_plan")["experts"] == GLM_EXPERTS
+
+
+def test_transposed_stacks_with_biases_come_back_bit_for_bit(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    base = save_base(build_gpt_oss(), tiny_tokenizer, tmp_path / "base")
+    adapter = save_trained(base, {"1": [0, 3]}, attention=False, folder=tmp_path / "adapter")
+    export_adapter(adapter, "peft", tmp_path / "peft", base, "deltas")
+    import_adapter(tmp_path / "peft", tmp_path / "back", base)
+    expected, found = (load_file(folder / "adapter.safetensors") for folder in (adapter, tmp_path / "back"))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 def per_expert_file(folder: Path, ranks: dict[int, int]) -> None:

@@ -5,6 +5,7 @@ Reads adapter folders against a model, which may be a skeleton without weights; 
 
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from finetune.layouts import (
     from_old_peft,
     from_peft,
     from_per_expert,
+    pair_names,
 )
 from finetune.moe import moe_layers
 from finetune.peft_folder import is_of_swapped_peft, scaling_of
@@ -71,42 +73,10 @@ def parts_of_tensors(
     """
     left = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
     modules = experts_modules(model)
-    swaps = _swapped_axes(modules, config, left)
-    if swaps and not is_old:
-        raise UserError(
-            "the expert LoRA is of the old PEFT layout (peft <= 0.19.0 read inputs and outputs of a stack "
-            "the wrong way round): import it with --old-peft-layout, which turns it exactly"
-        )
-    if is_old and swaps is False:
-        raise UserError("the expert LoRA is not of the old PEFT layout: import it without --old-peft-layout")
-    if swaps is None and not is_old and is_of_swapped_peft(config) is not False:
-        raise UserError(
-            "inputs and outputs of the experts are equally many, and adapter_config.json does not say that a "
-            "PEFT after 0.19.0 wrote it: pass --old-peft-layout, or set its peft_version to the one that did"
-        )
-    table = conversion_table(model)
-    experts: dict[tuple[str, str], ExpertPart] = {}
-    for name, module in modules.items():
-        for parameter, key in _peft_keys(name, module, config, left).items():
-            A, B = left.pop(f"{key}.lora_A.weight"), left.pop(f"{key}.lora_B.weight")
-            scaling = scaling_of(config, f"{name}.{parameter}", len(A) // module.n_experts)
-            turns = is_old and not module.is_transposed
-            read = from_old_peft if turns else from_peft
-            experts[name, parameter] = read(A, B, module.n_experts, scaling)
-        for parameter in module.sizes:
-            stored = stored_as(table, f"{name}.{parameter}")
-            if not stored.is_per_expert:
-                continue
-            names = [stored_name.removesuffix(".weight") for stored_name in stored.names]
-            part = from_per_expert(
-                left, names, module.is_concatenated, lambda of, rank: scaling_of(config, of, rank)
-            )
-            if part is not None:
-                experts[name, parameter] = part
-                for expert in part.chosen:
-                    for module_name in names:
-                        for side in "AB":
-                            del left[f"{module_name.replace('*', str(expert))}.lora_{side}.weight"]
+    _refuse_other_axes(modules, config, left, is_old)
+    # Each of these takes what it reads out of `left`.
+    experts = _stacked_parts(modules, config, left, is_old)
+    experts |= _per_expert_parts(model, modules, config, left)
     linears = _linears_of_tensors(model, config, left)
     parts = AdapterParts(experts, linears)
     _require_sizes(model, modules, parts)
@@ -133,7 +103,8 @@ def _expert_parts(model: nn.Module, values: Mapping[int, torch.Tensor]) -> dict[
             continue
         up_name = "gate_up_proj" if layer.experts.has_gate else "up_proj"
         for parameter, low_rank in ((up_name, adapter.up), ("down_proj", adapter.down)):
-            scaling = getattr(low_rank, "scaling", None) or adapter.scaling
+            # Of the projection where it has one of its own, else of the layer.
+            scaling = low_rank.scaling if hasattr(low_rank, "scaling") else adapter.scaling
             parts[names[id(layer.experts)], parameter] = ExpertPart(
                 list(adapter.chosen), values[id(low_rank.A)], values[id(low_rank.B)], float(scaling)
             )
@@ -166,12 +137,34 @@ def _peft_keys(
         if any(f".{name}.{parameter}".endswith(f".{target}") for target in targets)
     ]
     keys = {parameter: name + ".base_layer" * depth for depth, parameter in enumerate(reversed(targeted))}
-    sides = [f"{key}.lora_{side}.weight" for key in keys.values() for side in "AB"]
+    sides = [side for key in keys.values() for side in pair_names(key)]
     found = [side for side in sides if side in tensors]
     if found and len(found) < len(sides):
         missing = next(side for side in sides if side not in tensors)
         raise UserError(f"{missing} is missing: adapter_config.json names its parameter in target_parameters")
     return keys if found else {}
+
+
+def _refuse_other_axes(
+    modules: Mapping[str, ExpertsModule],
+    config: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    is_old: bool,
+) -> None:
+    """Refuse stacks whose axes are not as `is_old` says, or cannot be told."""
+    swaps = _swapped_axes(modules, config, tensors)
+    if swaps and not is_old:
+        raise UserError(
+            "the expert LoRA is of the old PEFT layout (peft <= 0.19.0 read inputs and outputs of a stack "
+            "the wrong way round): import it with --old-peft-layout, which turns it exactly"
+        )
+    if is_old and swaps is False:
+        raise UserError("the expert LoRA is not of the old PEFT layout: import it without --old-peft-layout")
+    if swaps is None and not is_old and is_of_swapped_peft(config) is not False:
+        raise UserError(
+            "inputs and outputs of the experts are equally many, and adapter_config.json does not say that a "
+            "PEFT after 0.19.0 wrote it: pass --old-peft-layout, or set its peft_version to the one that did"
+        )
 
 
 def _swapped_axes(
@@ -183,7 +176,7 @@ def _swapped_axes(
         if module.is_transposed:
             continue  # these were never swapped
         for parameter, key in _peft_keys(name, module, config, tensors).items():
-            A, B = tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"]
+            A, B = (tensors[side] for side in pair_names(key))
             n_in, n_out = module.sizes[parameter]
             if n_in == n_out:
                 seen.add(None)
@@ -192,6 +185,47 @@ def _swapped_axes(
             # Any other size is another base's; its own error names it.
     told = seen - {None}
     return (None if seen else False) if not told else True in told
+
+
+def _stacked_parts(
+    modules: Mapping[str, ExpertsModule],
+    config: Mapping[str, Any],
+    left: dict[str, torch.Tensor],
+    is_old: bool,
+) -> dict[tuple[str, str], ExpertPart]:
+    """PEFT's: one pair for all experts of a parameter."""
+    parts = {}
+    for name, module in modules.items():
+        read = from_old_peft if is_old and not module.is_transposed else from_peft
+        for parameter, key in _peft_keys(name, module, config, left).items():
+            A, B = (left.pop(side) for side in pair_names(key))
+            scaling = scaling_of(config, f"{name}.{parameter}", len(A) // module.n_experts)
+            parts[name, parameter] = read(A, B, module.n_experts, scaling)
+    return parts
+
+
+def _per_expert_parts(
+    model: Any,
+    modules: Mapping[str, ExpertsModule],
+    config: Mapping[str, Any],
+    left: dict[str, torch.Tensor],
+) -> dict[tuple[str, str], ExpertPart]:
+    """Those of vLLM and SGLang: a pair for each expert and each projection of the checkpoint."""
+    table, parts = conversion_table(model), {}
+    keys = [(name, parameter) for name, module in modules.items() for parameter in module.sizes]
+    for name, parameter in keys:
+        stored = stored_as(table, f"{name}.{parameter}")
+        if not stored.is_per_expert:
+            continue
+        names = [stored_name.removesuffix(".weight") for stored_name in stored.names]
+        part = from_per_expert(left, names, modules[name].is_concatenated, partial(scaling_of, config))
+        if part is None:
+            continue
+        parts[name, parameter] = part
+        of_experts = (stored_name.replace("*", str(e)) for stored_name in names for e in part.chosen)
+        for side in (side for of_expert in of_experts for side in pair_names(of_expert)):
+            del left[side]
+    return parts
 
 
 def _linears_of_tensors(
@@ -206,8 +240,8 @@ def _linears_of_tensors(
             continue
         stored = stored_as(table, f"{name}.weight").names[0].removesuffix(".weight")
         for key in (name, stored):
-            if f"{key}.lora_A.weight" in left and f"{key}.lora_B.weight" in left:
-                A_RI, B_OR = left.pop(f"{key}.lora_A.weight"), left.pop(f"{key}.lora_B.weight")
+            if left.keys() >= set(pair_names(key)):
+                A_RI, B_OR = (left.pop(side) for side in pair_names(key))
                 parts[name] = LinearPart(A_RI, B_OR, scaling_of(config, key, len(A_RI)))
                 break
     return parts

@@ -31,10 +31,11 @@ from finetune.layouts import (
     evened,
     experts_modules,
     largest_difference,
+    pair_names,
     to_peft,
     to_per_expert,
 )
-from finetune.merge import (
+from finetune.merged_checkpoint import (
     check_merged,
     checkpoint_folder,
     not_loaded,
@@ -122,12 +123,11 @@ def _peft_tensors(model: Any, parts: AdapterParts) -> tuple[dict[str, torch.Tens
         # PEFT nests in the order of declaration: the last parameter is outside, under the module's own name.
         own = [parameter for parameter in module.sizes if (name, parameter) in parts.experts]
         for depth, parameter in enumerate(reversed(own)):
-            sides = to_peft(parts.experts[name, parameter], module.n_experts)
-            for side, value in zip("AB", sides, strict=True):
-                tensors[f"{name}{'.base_layer' * depth}.lora_{side}.weight"] = value
+            pair = to_peft(parts.experts[name, parameter], module.n_experts)
+            tensors |= zip(pair_names(name + ".base_layer" * depth), pair, strict=True)
     modules = []
     for name, linear in parts.linears.items():
-        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = linear.A_RI, linear.B_OR
+        tensors |= zip(pair_names(name), linear[:2], strict=True)
         # PEFT turns target_modules that end in gate_proj, up_proj or down_proj into all routed experts.
         if ".mlp." in name or "shared_expert" in name:
             parameters.append(f"{name}.weight")
@@ -166,8 +166,7 @@ def _per_expert_tensors(
         leaves |= {of_name.rpartition(".")[2] for of_name in names}
     for name, linear in parts.linears.items():
         stored_name = stored_as(table, f"{name}.weight").names[0].removesuffix(".weight")
-        tensors[f"{stored_name}.lora_A.weight"] = linear.A_RI
-        tensors[f"{stored_name}.lora_B.weight"] = linear.B_OR
+        tensors |= zip(pair_names(stored_name), linear[:2], strict=True)
         leaves.add(stored_name.rpartition(".")[2])
     return tensors, sorted(leaves)
 

@@ -76,7 +76,7 @@ def import_adapter(
             f"{source} changes no routed expert: there is nothing for an adapter of experts to hold"
         )
     rank, scaling, even = evened(wanted)
-    lora = LoraConfig(rank=rank, alpha=scaling * rank, attention=bool(even.linears))
+    lora = LoraConfig(rank=rank, alpha=scaling * rank, **_linear_options(even))
     attach(model, plan, lora, seed=0)
     _fill(model, even)
     with whole_folder(output) as partial:
@@ -162,6 +162,14 @@ def _changed_experts(parts: AdapterParts, modules: Mapping[str, ExpertsModule]) 
         if of_layer:
             changed.setdefault(modules[name].index, set()).update(of_layer)
     return {index: sorted(experts) for index, experts in changed.items()}
+
+
+def _linear_options(parts: AdapterParts) -> dict[str, Any]:
+    """The options of LoraConfig that give the linear layers of `parts` a LoRA."""
+    shared = {name for name in parts.linears if "shared_expert" in name}
+    options = {"attention": bool(parts.linears.keys() - shared), "shared_experts": bool(shared)}
+    # What there is no option for is refused by name, where the values are filled in.
+    return {name: value for name, value in options.items() if name in LoraConfig.__dataclass_fields__}
 
 
 def _cut(parts: AdapterParts, plan: Mapping[str, Any], modules: Mapping[str, ExpertsModule]) -> AdapterParts:

@@ -88,6 +88,11 @@ def experts_modules(model: nn.Module) -> dict[str, ExpertsModule]:
     return found
 
 
+def pair_names(module: str) -> tuple[str, str]:
+    """What A and B of a module are called in a PEFT file, the file's prefix left out."""
+    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+
+
 def evened(parts: AdapterParts) -> tuple[int, float, AdapterParts]:
     """The same updates with one rank and one scaling everywhere; returns (rank, scaling, parts).
 
@@ -165,10 +170,10 @@ def to_per_expert(
             B_OR.chunk(len(names)) if is_concatenated else [B_OR[i :: len(names)] for i in range(len(names))]
         )
         for name, share_OR in zip(names, shares, strict=True):
-            name = name.replace("*", str(expert))
+            name_A, name_B = pair_names(name.replace("*", str(expert)))
             # clone: safetensors refuses two names on one memory.
-            tensors[f"{name}.lora_A.weight"] = A_RI.clone()
-            tensors[f"{name}.lora_B.weight"] = share_OR.clone(memory_format=torch.contiguous_format)
+            tensors[name_A] = A_RI.clone()
+            tensors[name_B] = share_OR.clone(memory_format=torch.contiguous_format)
     return tensors
 
 
@@ -258,10 +263,10 @@ def _difference(mine: Callable[[], torch.Tensor] | None, other: Callable[[], tor
 
 
 def _pair(tensors: Mapping[str, torch.Tensor], module: str) -> tuple[torch.Tensor, torch.Tensor]:
-    names = [f"{module}.lora_{side}.weight" for side in "AB"]
-    if missing := [name for name in names if name not in tensors]:
+    if missing := [name for name in pair_names(module) if name not in tensors]:
         raise UserError(f"{missing[0]} is missing: an expert needs A and B of each projection")
-    return tensors[names[0]], tensors[names[1]]
+    A_RI, B_OR = (tensors[name] for name in pair_names(module))
+    return A_RI, B_OR
 
 
 def _fused(

@@ -76,7 +76,11 @@ def our_logits(base: BaseConfig, adapter: Path) -> torch.Tensor:
     [
         {},
         {"use_rslora": True, "r": 3},
-        {"target_modules": ["q_a_proj", "o_proj"]},
+        {
+            "target_modules": ["q_a_proj", "o_proj"],
+            "rank_pattern": {"o_proj": 3},
+            "alpha_pattern": {r"layers\.2\.self_attn\.o_proj": 9},
+        },
         {"target_parameters": ["mlp.experts.down_proj"]},
     ],
 )

@@ -13,7 +13,7 @@ from finetune.adapter_parts import read_adapter
 from finetune.config import BaseConfig
 from finetune.export import export_adapter
 from finetune.layouts import AdapterParts
-from finetune.merge import planned_changes, read_places
+from finetune.merged_checkpoint import planned_changes, read_places
 from finetune.model import load_model
 
 

@@ -58,7 +58,6 @@ LOGIT_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 PROBE_SHAPE = (4, 64)  # rows, tokens
 # These are read by vLLM in PEFT's 3-D layout only (`is_3d_moe_weight` in vllm/model_executor/models/*.py).
 VLLM_STACKED = ("gpt_oss", "qwen3_vl_moe", "qwen3_5_moe", "qwen3_5_moe_text")
-
 # Multi-head latent attention multiplies this weight into others at load, past any LoRA on it.
 VLLM_UNAPPLIED = ".kv_b_proj"
 

@@ -202,15 +202,16 @@ def _fill(model: Any, parts: AdapterParts) -> None:
         low_rank.A.copy_(expert_part.A_NRI)
         low_rank.B.copy_(expert_part.B_NOR)
     for name, part in parts.linears.items():
-        module: Any = model.get_submodule(name)
+        module = model.get_submodule(name)
         if not isinstance(module, BaseTunerLayer):
             raise UserError(
                 f"the adapter also changes {name}, which ours has no LoRA for: remove it from there, or "
                 "merge the adapter where it was trained"
             )
-        (active,) = module.active_adapters
-        module.lora_A[active].weight.copy_(part.A_RI)
-        module.lora_B[active].weight.copy_(part.B_OR)
+        layer: Any = module
+        (active,) = layer.active_adapters
+        layer.lora_A[active].weight.copy_(part.A_RI)
+        layer.lora_B[active].weight.copy_(part.B_OR)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

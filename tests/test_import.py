@@ -47,8 +47,8 @@ def peft_adapter(base: BaseConfig, folder: Path, is_old: bool = False, **options
         **{"r": 2, "lora_alpha": 4, "target_modules": [], "target_parameters": TARGETS} | options
     )
     for layer in moe_layers(model):
-        experts: Any = layer.experts
-        experts.is_transposed = is_old
+        stacks: Any = layer.experts
+        stacks.is_transposed = is_old
     wrapped = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(6)
     with torch.no_grad():
@@ -56,8 +56,9 @@ def peft_adapter(base: BaseConfig, folder: Path, is_old: bool = False, **options
             if ".lora_" in name:
                 value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
     for module in wrapped.modules():
-        if hasattr(module, "is_transposed"):
-            module.is_transposed = False
+        experts: Any = module
+        if hasattr(experts, "is_transposed"):
+            experts.is_transposed = False
     wrapped.save_pretrained(str(folder))
     return wrapped.eval()
 

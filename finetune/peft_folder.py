@@ -1,0 +1,163 @@
+"""A folder with an adapter as PEFT, vLLM and SGLang keep it: written with a stamp, read with suspicion.
+
+Writes and reads adapter_model.safetensors, adapter_config.json (PEFT's own) and export.json, our stamp:
+format, layout version, PEFT's version, the base's fingerprint, sha256 of every tensor file.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact, write_json
+
+TENSORS_FILE, CONFIG_FILE, STAMP_FILE = "adapter_model.safetensors", "adapter_config.json", "export.json"
+LAYOUT_VERSION = 1  # of the stamp and of what it describes
+LAST_SWAPPED_PEFT = (0, 19, 0)  # up to here PEFT read the axes of a stack the wrong way round
+
+# Settings that change the numbers of a LoRA, and that we do not compute; each must be off.
+REFUSED_SETTINGS = (
+    "use_dora",
+    "use_qalora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "layer_replication",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+)
+# Starts that take the update out of the base's weights: it fits no untouched base.
+REFUSED_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def write_peft_folder(
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    rank: int,
+    scaling: float,
+    base_model: str,
+    target_modules: list[str],
+    target_parameters: list[str] | None = None,
+) -> None:
+    """Write tensors and adapter_config.json of an adapter with one rank and one scaling."""
+    save_file(dict(tensors), folder / TENSORS_FILE, metadata={"format": "pt"})
+    alpha: Any = scaling * rank  # PEFT annotates an int and divides it
+    PeftLoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=target_modules,
+        target_parameters=target_parameters,
+        base_model_name_or_path=base_model,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    ).save_pretrained(str(folder))
+    settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    # PEFT writes sets, in another order each time: the same inputs must give the same bytes.
+    ordered = {key: sorted(value) if isinstance(value, list) else value for key, value in settings.items()}
+    write_json(folder / CONFIG_FILE, ordered)
+
+
+def write_stamp(
+    folder: Path, kind: str, fingerprint: str, adapter_sha256: str, check: Mapping[str, Any]
+) -> None:
+    """Write export.json: what this folder is, made from which adapter and base, and how it was checked."""
+    tensors = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    body = {
+        "format": kind,
+        "layout_version": LAYOUT_VERSION,
+        "model_fingerprint": fingerprint,
+        "tensors": tensors,
+        "check": dict(check),
+    }
+    write_artefact(folder / STAMP_FILE, "adapter_export", {"adapter": adapter_sha256}, body)
+
+
+def read_stamp(folder: Path) -> dict[str, Any] | None:
+    """The stamp of a folder, its tensor files compared with it; None when another program wrote the folder.
+
+    Raises:
+        UserError: a tensor file is missing, damaged, or none of those the stamp lists.
+    """
+    path = folder / STAMP_FILE
+    if not path.exists():
+        return None
+    stamp = read_artefact(path, "adapter_export")
+    if stamp["layout_version"] != LAYOUT_VERSION:
+        raise UserError(
+            f"{path} has layout version {stamp['layout_version']}, this version reads {LAYOUT_VERSION}: "
+            "export the adapter again"
+        )
+    found = {file.name for file in folder.glob("*.safetensors")}
+    if foreign := sorted(found - stamp["tensors"].keys()):
+        raise UserError(
+            f"{folder / foreign[0]} is not of this export ({STAMP_FILE} does not list it): remove it"
+        )
+    for name, sha256 in stamp["tensors"].items():
+        if sha256_file(folder / name) != sha256:
+            raise UserError(
+                f"{folder / name} is damaged or truncated (its sha256 differs): copy it again or export again"
+            )
+    return stamp
+
+
+def read_peft_folder(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """adapter_config.json and the tensors (float32) of a LoRA.
+
+    Raises:
+        UserError: a file is missing, damaged, no LoRA, or a LoRA with a setting that we do not compute.
+    """
+    config_path, tensors_path = folder / CONFIG_FILE, folder / TENSORS_FILE
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        tensors = load_file(tensors_path)
+    except OSError as error:
+        raise UserError(
+            f"cannot read {error.filename or tensors_path}: {error.strerror or error}; an adapter is "
+            f"a folder with {CONFIG_FILE} and {TENSORS_FILE}"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{config_path} is not whole JSON ({error}): copy it again") from error
+    except SafetensorError as error:
+        raise UserError(
+            f"{tensors_path} is damaged, or no safetensors file ({error}): copy it again"
+        ) from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type", config.get("kind")) if isinstance(config, dict) else None
+        raise UserError(f"{config_path} is of type {kind!r}, but a PEFT config of type 'LORA' is needed")
+    wrong = [name for name in REFUSED_SETTINGS if config.get(name)]
+    wrong += ["bias"] if config.get("bias", "none") != "none" else []
+    start = str(config.get("init_lora_weights")).lower()
+    wrong += ["init_lora_weights"] if start.startswith(REFUSED_STARTS) else []
+    if wrong:
+        listed = ", ".join(f"{name}={config[name]!r}" for name in wrong)
+        raise UserError(
+            f"{config_path} sets {listed}, which is not computed here: merge it with PEFT instead"
+        )
+    return config, {name: value.float() for name, value in tensors.items()}
+
+
+def scaling_of(config: Mapping[str, Any], name: str, rank: int) -> float:
+    """The scaling of a module or parameter `name` whose tensors have `rank`, by PEFT's alpha_pattern."""
+    alpha = config["lora_alpha"]
+    for pattern, of_pattern in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            alpha = of_pattern
+            break
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def is_of_swapped_peft(config: Mapping[str, Any]) -> bool | None:
+    """Whether the PEFT that wrote the config swapped the axes of stacks; None when it left no version."""
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", str(config.get("peft_version")))
+    # A development version ("0.19.1.dev0@…") has either layout.
+    if found is None or "dev" in config["peft_version"]:
+        return None
+    return tuple(map(int, found.groups())) <= LAST_SWAPPED_PEFT

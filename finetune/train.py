@@ -46,7 +46,7 @@ from finetune.batches import (
 from finetune.config import RunConfig, TrainConfig, config_from_arguments
 from finetune.model import load_model, model_fingerprint
 from finetune.moe import moe_layers
-from finetune.processes import broadcast_parameters, start_accelerator, sum_gradients
+from finetune.processes import broadcast_parameters, say, start_accelerator, sum_gradients
 from finetune.selection import read_plan
 
 ADAM_BETAS = (0.9, 0.95)
@@ -293,7 +293,7 @@ def _log(accelerator: Accelerator, path: Path | None, metrics: dict[str, float])
 def main(argv: Sequence[str] | None = None) -> int:
     """`--config FILE [key=value ...]`: train and print where the adapter is."""
     config = config_from_arguments(argv, "train", "Train LoRA on the chosen experts.")
-    print(train_stage(config))
+    say(str(train_stage(config)))
     return 0
 
 

@@ -51,6 +51,7 @@ def run_controls(config: RunConfig) -> dict[str, Any]:
         "run": config.name,
         "languages": sorted(results["metrics"]["exact_match"]["by_language"]["target"]),
         "model": results["settings"],
+        "trains_attention": config.lora.attention,
         "base_fingerprint": results["inputs"]["model"],
         "plans": plans,
         "chosen_minus_random": difference(random, chosen, config.eval.n_bootstrap, config.seed),
@@ -101,7 +102,8 @@ def results_table(controls: Mapping[str, Any]) -> str:
         f"({controls['model']['n_parameters'] / 1e6:.1f} M parameters), {some['steps']} steps. "
         "Difference to the base with its 95 % paired-bootstrap interval; "
         f"n = {some['target']['n']} target rows, {some['general']['n']} general rows (English and Hindi: "
-        "what must not be forgotten).",
+        "what must not be forgotten)."
+        + (" LoRA on attention is trained with each of them." if controls["trains_attention"] else ""),
         "",
         "| trained | experts | parameters | target | general |",
         "|---|---|---|---|---|",

@@ -49,7 +49,7 @@ from finetune.config import RunConfig, TrainConfig, config_from_arguments
 from finetune.merge import refuse_merged
 from finetune.model import load_model, model_fingerprint
 from finetune.moe import moe_layers
-from finetune.processes import broadcast_parameters, start_accelerator, sum_gradients
+from finetune.processes import broadcast_parameters, say, start_accelerator, sum_gradients
 from finetune.selection import read_plan
 
 ADAM_BETAS = (0.9, 0.95)
@@ -321,7 +321,7 @@ def _log(accelerator: Accelerator, path: Path | None, metrics: dict[str, float])
 def main(argv: Sequence[str] | None = None) -> int:
     """`--config FILE [key=value ...]`: train and print where the adapter is."""
     config = config_from_arguments(argv, "train", "Train LoRA on the chosen experts.")
-    print(train_stage(config))
+    say(str(train_stage(config)))
     return 0
 
 

@@ -20,6 +20,7 @@ PLAN = {
 }
 CONTROLS = {
     "languages": ["ta"],
+    "trains_attention": True,
     "model": {"model": "tiny-glm", "n_parameters": 12_000_000},
     "plans": {"chosen for the language": PLAN, "all experts": {**PLAN, "n_experts": 160}},
     "chosen_minus_random": {"difference": 0.03, "low": -0.01, "high": 0.07},
@@ -28,6 +29,8 @@ CONTROLS = {
 
 def test_every_score_stands_with_its_interval_and_its_number_of_rows():
     table = results_table(CONTROLS)
+    assert "LoRA on attention is trained with each of them" in table
+    assert "attention" not in results_table({**CONTROLS, "trains_attention": False})
     assert "Tamil" in table and "n = 200 target rows" in table
     cell = "0.600 (+0.500, +0.400 to +0.550)"
     assert f"| chosen for the language | 50 of 160 | 1,234 | {cell} | {cell} |" in table

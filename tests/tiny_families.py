@@ -73,17 +73,48 @@ NEMOTRON = {
     "n_groups": 2,
     "chunk_size": 16,
 }
+DBRX = {
+    "d_model": HIDDEN,
+    "n_heads": 2,
+    "n_layers": 2,
+    "ffn_config": {"ffn_hidden_size": WIDTH, "moe_num_experts": N_EXPERTS, "moe_top_k": TOP_K},
+    "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+}
+LONGCAT = {"expert_ffn_hidden_size": WIDTH, "ffn_hidden_size": WIDTH, "num_layers": 2, "zero_expert_num": 2}
+NLLB = {
+    "d_model": HIDDEN,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_ffn_dim": WIDTH,
+    "decoder_ffn_dim": WIDTH,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_sparse_step": 1,
+    "decoder_sparse_step": 1,
+}
+SWITCH = {
+    "d_model": HIDDEN,
+    "d_ff": WIDTH,
+    "d_kv": 16,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 2,
+    "num_sparse_encoder_layers": 1,
+    "num_sparse_decoder_layers": 1,
+}
 
 
 class Family(NamedTuple):
     """One family: the `model_type` of its text model and what its config needs besides `SIZES`.
 
-    `model_class` names the class of a text model that no auto class knows.
+    `model_class` names the class of a text model that no auto class knows; `checkpoints` is whether
+    transformers can recompute its layers' activations.
     """
 
     model_type: str
-    overrides: dict[str, Any] = {}  # noqa: RUF012 - never written
+    overrides: dict[str, Any] = {}
     model_class: str | None = None
+    checkpoints: bool = True
 
 
 FAMILIES: dict[str, Family] = {
@@ -98,10 +129,24 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v2": Family("deepseek_v2"),
     "deepseek_v3": Family("deepseek_v3"),
     "deepseek_v32": Family("deepseek_v32", ONE_DENSE),
-    "deepseek_v4": Family("deepseek_v4", {"mlp_layer_types": ["hash_moe", "moe", "moe"], "o_groups": 2, "o_lora_rank": 16, "index_topk": 16}),
-    "diffusion_gemma": Family("diffusion_gemma_text", {"top_k_experts": TOP_K}, "DiffusionGemmaEncoderTextModel"),
+    "deepseek_v4": Family(
+        "deepseek_v4",
+        {"mlp_layer_types": ["hash_moe", "moe", "moe"], "o_groups": 2, "o_lora_rank": 16, "index_topk": 16},
+    ),
+    "diffusion_gemma": Family(
+        "diffusion_gemma_text", {"top_k_experts": TOP_K}, "DiffusionGemmaEncoderTextModel", checkpoints=False
+    ),
     "dots1": Family("dots1", {"n_shared_experts": 1}),
-    "dots3_note": Family("dots3_note_text", {"shared_experts_intermediate_size": WIDTH, "per_layer_config": {}, "head_dim": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 24}),
+    "dots3_note": Family(
+        "dots3_note_text",
+        {
+            "shared_experts_intermediate_size": WIDTH,
+            "per_layer_config": {},
+            "head_dim": 32,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 24,
+        },
+    ),
     "ernie4_5_moe": Family("ernie4_5_moe"),
     "ernie4_5_vl_moe": Family(
         "ernie4_5_vl_moe_text",
@@ -117,13 +162,18 @@ FAMILIES: dict[str, Family] = {
     ),
     "glm4_moe": Family("glm4_moe"),
     "glm4_moe_lite": Family("glm4_moe_lite"),
-    "glm4v_moe": Family("glm4v_moe_text", {"rope_parameters": ROPE | {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}}),
+    "glm4v_moe": Family(
+        "glm4v_moe_text",
+        {"rope_parameters": ROPE | {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}},
+    ),
     "glm5_next": Family("glm5_next_text", ONE_DENSE | {"qk_rope_head_dim": 0, "head_dim": 0}),
     "glm_moe_dsa": Family("glm_moe_dsa", ONE_DENSE),
     "gpt_oss": Family("gpt_oss"),
     "granitemoe": Family("granitemoe"),
     "granitemoe_swa": Family("granitemoe_swa"),
-    "granitemoehybrid": Family("granitemoehybrid", MAMBA | {"layer_types": ["linear_attention", "full_attention", "full_attention"]}),
+    "granitemoehybrid": Family(
+        "granitemoehybrid", MAMBA | {"layer_types": ["linear_attention", "full_attention", "full_attention"]}
+    ),
     "granitemoeshared": Family("granitemoeshared"),
     "hunyuan_v1_moe": Family("hunyuan_v1_moe"),
     "hy_v3": Family("hy_v3"),
@@ -134,7 +184,9 @@ FAMILIES: dict[str, Family] = {
     "kimi_linear": Family("kimi_linear"),
     "kolibri1": Family("kolibri1"),
     "laguna": Family("laguna"),
-    "lfm2_moe": Family("lfm2_moe", {"num_dense_layers": 1, "layer_types": ["conv", "full_attention", "conv"]}),
+    "lfm2_moe": Family(
+        "lfm2_moe", {"num_dense_layers": 1, "layer_types": ["conv", "full_attention", "conv"]}
+    ),
     "mellum": Family("mellum"),
     "mimo_v2_flash": Family("mimo_v2_flash", {"num_attention_heads": 4, "rope_parameters": BOTH_ROPES}),
     "minimax": Family("minimax"),
@@ -143,7 +195,7 @@ FAMILIES: dict[str, Family] = {
     "mistral4": Family("mistral4", {"head_dim": 32}, "Mistral4ForCausalLM"),
     "mistral_large4": Family("mistral_large4_text"),
     "mixtral": Family("mixtral"),
-    "muse_spark": Family("muse_spark_text", {"moe_hidden_size": LATENT}),
+    "muse_spark": Family("muse_spark_text", {"moe_hidden_size": LATENT, "num_hidden_layers": 2}),
     "nemotron_h": Family("nemotron_h", NEMOTRON),
     "olmoe": Family("olmoe"),
     "openai_privacy_filter": Family("openai_privacy_filter"),
@@ -158,6 +210,18 @@ FAMILIES: dict[str, Family] = {
     "solar_open": Family("solar_open"),
     "unlimited_ocr": Family("unlimited_ocr_text", ONE_DENSE, "UnlimitedOcrTextModel"),
     "zaya": Family("zaya", {"num_experts_per_tok": 1}),
+}
+
+# Mixtures of experts that do not go through transformers' table of experts implementations.
+OWN_CODE: dict[str, Family] = {
+    "dbrx": Family("dbrx", DBRX),
+    "doge": Family("doge", {"is_moe": True, "num_experts": 16}),
+    "jetmoe": Family("jetmoe", {"kv_channels": 16}),
+    "llama4": Family("llama4_text"),
+    "longcat_flash": Family("longcat_flash", LONGCAT),
+    "nllb_moe": Family("nllb-moe", NLLB),
+    "step3p7": Family("step3p5", ONE_DENSE, "Step3p7TextModel"),
+    "switch_transformers": Family("switch_transformers", SWITCH),
 }
 
 
@@ -179,8 +243,10 @@ def build_tiny_family(family: Family, seed: int = 0) -> Any:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = _build(family, config).float().eval()
-        for weight in model.parameters():
-            weight.copy_(torch.randn(weight.shape) * 0.2 + (weight if weight.ndim == 1 else 0.0))
+        for name, weight in model.named_parameters():
+            # Tokens must differ more than layers add to all of them alike, or all are routed alike.
+            std = 1.0 if "embed_tokens" in name else 0.02 if "bias" in name and weight.ndim > 1 else 0.2
+            weight.copy_(torch.randn(weight.shape) * std + (weight if weight.ndim == 1 else 0.0))
         for name, buffer in model.named_buffers():
             if name.rpartition(".")[2] == "tid2eid":  # DeepSeek-V4 looks a token's experts up in a table
                 buffer.copy_(torch.rand(VOCABULARY, N_EXPERTS).argsort(dim=1)[:, :TOP_K])

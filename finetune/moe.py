@@ -113,10 +113,10 @@ def _is_experts(module: nn.Module) -> bool:
 
 def _own_experts(modules: Mapping[str, nn.Module]) -> str | None:
     """Name of the first module that holds experts in a form of its own; None in a dense model."""
-    named = (
-        name for name, module in modules.items() if "expert" in f"{name} {type(module).__name__}".lower()
-    )
-    return next(named, None)
+    for name, module in modules.items():
+        if "expert" in f"{name} {type(module).__name__}".lower():
+            return name
+    return None
 
 
 def _router_number(router: Any, *names: str) -> int | None:

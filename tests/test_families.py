@@ -1,7 +1,7 @@
 """Every family of fused experts in the installed transformers trains its chosen experts exactly.
 
-The known answer is the family's own eager loop over its own weights, with W + scaling B A in place of W on the
-chosen experts and nothing changed elsewhere. `finetune/families.md` is the table of what is tested here:
+The known answer is the family's own eager loop over its own weights, with W + scaling B A in place of W on
+the chosen experts and nothing changed elsewhere. `finetune/families.md` is the table of what is tested here:
 `LOCAL_EXPERTS_WRITE=1 python -m pytest tests/test_families.py -k table` writes it again.
 """
 
@@ -27,6 +27,7 @@ from finetune.adapter import (
 )
 from finetune.config import LoraConfig
 from finetune.moe import MoeLayer, moe_layers
+from finetune.routing import RouterRecorder
 from tests.families_table import TABLE, families_table
 from tests.tiny_families import FAMILIES, OWN_CODE, build_tiny_family
 
@@ -36,8 +37,9 @@ PATHS = ("grouped_mm", "eager")
 # Largest error of a tensor over its largest value.
 TOLERANCE = 1e-5
 # Norm of the error over the norm of the answer: bfloat16 keeps 8 bits, and a few products follow one another.
-BFLOAT16_TOLERANCE = 0.04
+BFLOAT16_TOLERANCE = 0.05
 
+Batch = dict[str, torch.Tensor]
 # (layer index, "up" or "down", "A" or "B") -> the parameter, or what belongs to it.
 Parts = dict[tuple[int, str, str], torch.Tensor]
 
@@ -49,7 +51,7 @@ class Answer(NamedTuple):
     gradients: Parts
 
 
-def token_batch() -> dict[str, torch.Tensor]:
+def token_batch() -> Batch:
     """Two rows of 10 tokens, the second with 4 of padding on the right."""
     tokens = torch.randint(3, 64, (2, 10), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(tokens)
@@ -57,19 +59,19 @@ def token_batch() -> dict[str, torch.Tensor]:
     return {"input_ids": tokens, "attention_mask": mask}
 
 
-def forward(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def forward(model: Any, batch: Batch) -> torch.Tensor:
     """Logits, or the last hidden states of a model without a head."""
     return model(**batch, use_cache=False)[0]
 
 
-def loss_of(output: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def loss_of(output: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Some smooth number that weighs every value of a real position differently."""
     weights = torch.linspace(-1, 1, output[0].numel()).view(output[0].shape)
     return (output.float() * weights * batch["attention_mask"].unsqueeze(-1)).sum()
 
 
-def plan_from_routing(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Of each layer the expert that most tokens hit and the one that fewest do; of the last one only the first."""
+def plan_from_routing(model: Any, batch: Batch) -> dict[str, Any]:
+    """Of each layer the expert that most tokens hit and the one fewest do; of the last only the first."""
     with torch.no_grad(), record_routing(model) as routing:
         forward(model, batch)
     is_real = batch["attention_mask"].flatten().bool()
@@ -119,7 +121,7 @@ def frozen_weights(layer: MoeLayer) -> dict[str, torch.Tensor]:
     return {name: weight.detach() for name, weight in weights if "expert_lora" not in name}
 
 
-def dense_answer(model: Any, batch: dict[str, torch.Tensor]) -> Answer:
+def dense_answer(model: Any, batch: Batch) -> Answer:
     """The model's own forward when the chosen experts' weights really are W + scaling B A."""
     leaves = {key: value.detach().clone().requires_grad_() for key, value in adapter_parts(model).items()}
     names = {id(module): name for name, module in model.named_modules()}
@@ -142,9 +144,7 @@ def error_of(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def assert_trains_like(
-    model: Any, batch: dict[str, torch.Tensor], expected: Answer, checkpoint: bool
-) -> None:
+def assert_trains_like(model: Any, batch: Batch, expected: Answer, checkpoint: bool) -> None:
     """Output and gradients of one training step, and nothing but the adapter gets a gradient."""
     if checkpoint:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -203,7 +203,7 @@ def assert_other_tokens_are_the_bases(model: Any) -> None:
 
 
 def assert_bfloat16_is_near(model: Any) -> None:
-    """One layer in bfloat16 against its dense reference in float32, on the same numbers and the same choice."""
+    """One layer in bfloat16 against its dense reference in float32, on the same numbers and choice."""
     layer = moe_layers(model)[0]
     hidden, index, weights = routed_by_hand(layer)
     hidden, weights = hidden.bfloat16(), weights.bfloat16()
@@ -225,8 +225,8 @@ def assert_bfloat16_is_near(model: Any) -> None:
         assert (found - answer).norm() <= BFLOAT16_TOLERANCE * answer.norm()
 
 
-def assert_learns_in_bfloat16(model: Any, batch: dict[str, torch.Tensor], checkpoint: bool) -> None:
-    """A whole model in bfloat16: its choice of experts may differ, so only that what is hit learns is certain."""
+def assert_learns_in_bfloat16(model: Any, batch: Batch, checkpoint: bool) -> None:
+    """A whole model in bfloat16: its choice of experts may differ, so what is hit must learn, no more."""
     model.bfloat16()
     if checkpoint:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -238,9 +238,8 @@ def assert_learns_in_bfloat16(model: Any, batch: dict[str, torch.Tensor], checkp
     for value in adapter_parameters(model).values():
         assert value.dtype == torch.float32 and value.grad is not None and value.grad.isfinite().all()
     is_real = batch["attention_mask"].flatten().bool()
-    check_first_backward(
-        model, {index: set(ids[is_real].flatten().tolist()) for index, ids in routing.items()}
-    )
+    hit = {index: set(expert_NK[is_real].flatten().tolist()) for index, expert_NK in routing.items()}
+    check_first_backward(model, hit)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -301,16 +300,17 @@ def test_every_family_with_fused_experts_is_tested_and_every_other_mixture_is_na
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_experts_run_what_the_router_named(family: str) -> None:
-    model, used = build_tiny_family(FAMILIES[family]), {}
-    handles = [
-        layer.experts.register_forward_pre_hook(
-            partial(lambda i, _, inputs: used.update({i: inputs[1]}), layer.index)
-        )
-        for layer in moe_layers(model)
-    ]
+    model = build_tiny_family(FAMILIES[family])
+    used: dict[int, torch.Tensor] = {}
+
+    def keep(index: int, _experts: nn.Module, inputs: Any) -> None:
+        used[index] = inputs[1]
+
+    for layer in moe_layers(model):
+        layer.experts.register_forward_pre_hook(partial(keep, layer.index))
     with torch.no_grad(), record_routing(model) as routing:
         forward(model, token_batch())
-    assert len(used) == len(handles) >= 1
+    assert len(used) == len(moe_layers(model)) >= 1
     assert all(torch.equal(used[index], routing[index]) for index in used | routing)
 
 
@@ -320,6 +320,18 @@ def test_a_mixture_with_experts_code_of_its_own_is_refused_with_the_reason(famil
     reason = "no routed experts" if family == "doge" else r"code of its own \(\w+, at [\w.]+\)"
     with pytest.raises(UserError, match=reason):
         attach(model, {"experts": {"0": [0]}}, LoraConfig(rank=RANK), seed=0)
+
+
+def test_zaya_tokens_that_skip_their_expert_are_refused_by_the_profile() -> None:
+    model, batch = build_tiny_family(FAMILIES["zaya"]), token_batch()
+    layers = moe_layers(model)
+    layers[0].router.get_buffer("balancing_biases")[-1] = 2.0  # the class of no expert wins
+    with torch.no_grad(), record_routing(model) as routing:
+        forward(model, batch)
+    assert not routing[0].any(), "the router names expert 0"
+    with RouterRecorder(layers) as recorder, pytest.raises(UserError, match="weights are not finite"):
+        recorder.expect(batch["attention_mask"])
+        forward(model, batch)
 
 
 def test_a_gate_that_is_no_router_is_passed_over() -> None:

@@ -21,6 +21,8 @@ SIZES: dict[str, Any] = {
     "hidden_size": HIDDEN,
     "intermediate_size": WIDTH,
     "moe_intermediate_size": WIDTH,
+    "dense_intermediate_size": WIDTH,
+    "shared_intermediate_size": WIDTH,
     "shared_expert_intermediate_size": WIDTH,
     "num_hidden_layers": N_LAYERS,
     "num_experts": N_EXPERTS,
@@ -56,7 +58,7 @@ ONE_DENSE = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 HALF_ROPE = ROPE | {"partial_rotary_factor": 0.5}
 BOTH_ROPES = {"full_attention": HALF_ROPE, "sliding_attention": HALF_ROPE}
-MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "shared_intermediate_size": WIDTH}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8}
 INKLING = {
     "swa_num_attention_heads": 2,
     "swa_num_key_value_heads": 2,
@@ -124,7 +126,7 @@ FAMILIES: dict[str, Family] = {
     "axk2": Family("axk2"),
     "bailing_hybrid": Family("bailing_hybrid"),
     "beam": Family("beam", ONE_DENSE),
-    "cohere2_moe": Family("cohere2_moe"),
+    "cohere2_moe": Family("cohere2_moe", {"num_shared_experts": 1}),
     "deepseek_ocr2": Family("deepseek_ocr2_text", ONE_DENSE, "DeepseekOcr2TextModel"),
     "deepseek_v2": Family("deepseek_v2"),
     "deepseek_v3": Family("deepseek_v3"),

@@ -19,6 +19,8 @@ EXPERTS_ATTRIBUTES = ("num_experts", "is_transposed", "is_concatenated", "has_bi
 ROUTER_NAMES = ("gate", "router")
 # Modules of a block that every token passes. A gate before them (`shared_expert_gate`) is none of them.
 SHARED_EXPERTS_NAMES = ("shared_experts", "shared_expert", "shared_mlp")
+# Experts that see no text: ERNIE-VL has a stack of text experts and one of vision experts in each layer.
+NOT_TEXT = re.compile(r"vision|visual|audio")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,13 @@ def moe_layers(model: nn.Module) -> list[MoeLayer]:
         UserError: the model has no fused experts, or a layer whose index or router cannot be told.
     """
     modules = dict(model.named_modules())
-    names = [name for name, module in modules.items() if _is_experts(module)]
+    names = [name for name, module in modules.items() if _is_experts(module) and not NOT_TEXT.search(name)]
+    if not names and (own := _own_experts(modules)):
+        raise UserError(
+            f"the model (type {_model_type(model)!r}) computes its experts by code of its own "
+            f"({type(modules[own]).__name__}, at {own}), not through transformers' table of experts "
+            "implementations, so nothing can be added to single experts: choose another base.model"
+        )
     if not names:
         raise UserError(
             f"the model (type {_model_type(model)!r}) has no routed experts to choose from: "
@@ -75,10 +83,12 @@ def router_output(layer: MoeLayer, output: Any) -> RouterOutput:
     Raises:
         UserError: not a (logits, weights, indices) triple of the expected shapes, or an id out of range.
     """
-    if not (isinstance(output, tuple) and len(output) == 3 and all(torch.is_tensor(part) for part in output)):
+    # Inkling and Zaya return a fourth part, which is not about routed experts.
+    parts = output[:3] if isinstance(output, tuple) else ()
+    if not (len(parts) == 3 and all(torch.is_tensor(part) for part in parts)):
         kind = type(output).__name__
         raise UserError(f"{layer.name}: the router returned {kind}, not (logits, weights, indices)")
-    found = RouterOutput(*output)
+    found = RouterOutput(*parts)
     shape = (found.logits_NE.shape[0], layer.top_k)
     shapes = (tuple(found.weights_NK.shape), tuple(found.indices_NK.shape))
     if shapes != (shape, shape) or found.indices_NK.is_floating_point():
@@ -108,6 +118,23 @@ def _is_experts(module: nn.Module) -> bool:
     return all(hasattr(module, attribute) for attribute in EXPERTS_ATTRIBUTES)
 
 
+def _own_experts(modules: Mapping[str, nn.Module]) -> str | None:
+    """Name of the first module that holds experts in a form of its own; None in a dense model."""
+    for name, module in modules.items():
+        if "expert" in f"{name} {type(module).__name__}".lower():
+            return name
+    return None
+
+
+def _router_number(router: Any, *names: str) -> int | None:
+    """The first of `names` that the router has, or else its config: Gemma's routers carry only that."""
+    for holder in (router, getattr(router, "config", None)):
+        for name in names:
+            if isinstance(value := getattr(holder, name, None), int):
+                return value
+    return None
+
+
 def _model_type(model: nn.Module) -> str:
     return getattr(getattr(model, "config", None), "model_type", type(model).__name__)
 
@@ -122,11 +149,8 @@ def _moe_layer(experts_name: str, modules: Mapping[str, nn.Module]) -> MoeLayer:
     n_experts = getattr(experts, "num_experts", 0)
     for router_name in ROUTER_NAMES:
         router = getattr(block, router_name, None)
+        top_k = _router_number(router, "top_k", "top_k_experts")
         # A plain linear gate (of a shared expert) carries neither of the two.
-        if (
-            router is not None
-            and getattr(router, "num_experts", None) == n_experts
-            and hasattr(router, "top_k")
-        ):
-            return MoeLayer(int(number[1]), name, block, experts, router, n_experts, router.top_k)
+        if router is not None and top_k is not None and _router_number(router, "num_experts") == n_experts:
+            return MoeLayer(int(number[1]), name, block, experts, router, n_experts, top_k)
     raise UserError(f"{name}: no router beside the experts (looked for {', '.join(ROUTER_NAMES)})")

@@ -34,6 +34,7 @@ STAGES = {
     "eval": Stage("eval.evaluate", "compare base and tuned on held-out rows"),
     "report": Stage("eval.report", "write report.json and report.html"),
     "controls": Stage("eval.controls", "the run with chosen, random, all and no experts trained", False),
+    "bench": Stage("finetune.bench", "measure time and memory of a step beside PEFT", False),
     "base": Stage("finetune.base", "train the shipped tiny-glm from scratch", False),
     "base-check": Stage(
         "eval.base_check", "measure a base: what it knows, and the trace of languages", False

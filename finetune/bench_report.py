@@ -85,49 +85,40 @@ def spread_of(values: Sequence[float]) -> dict[str, float]:
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The report as text."""
-    settings, machine = report["settings"], report["machine"]
-    contestants = report["contestants"]
-    one = next(iter(contestants.values()))
+    """The report as text; the same from a report that was written to a file and read again."""
+    settings, machine, contestants = report["settings"], report["machine"], report["contestants"]
+    some = next(iter(contestants.values()))
     lines = [
         f"A step of {settings['tokens']:,} tokens: hidden {settings['hidden']}, "
         f"{settings['experts']} experts of width {settings['expert_width']}, top-{settings['top_k']};",
         f"{settings['chosen']} chosen in each of {settings['moe_layers']} layers, rank {settings['rank']}; "
         f"{settings['dtype']}, {settings['experts_implementation']}.",
-        f"{machine['processor']}, {one['threads']} threads, {one['device']}; {settings['rounds']} rounds of "
-        f"{settings['steps_per_round']} steps; load {machine['load_before']:.1f} before, "
-        f"{machine['load_after']:.1f} after.",
+        f"{machine['processor']}, {some['threads']} threads, {some['device']}; "
+        f"{settings['rounds']} rounds of {settings['steps_per_round']} steps; "
+        f"load {machine['load_before']:.1f} before, {machine['load_after']:.1f} after.",
         "",
         f"{'':<27}{'step':>9}{'min to max':>18}{'processor':>11}{'peak memory':>13}{'matmul share':>14}",
     ]
-    for name, found in contestants.items():
-        step = found["step_s"]
-        lines.append(
-            f"{TITLES[name]:<27}{step['median']:>7.3f} s{step['min']:>9.3f} to{step['max']:>6.3f}"
-            f"{found['processor_s']['median']:>9.3f} s{found['peak_bytes']['median'] / MB:>10,.0f} MB"
-            f"{found['matmul_share']['median']:>14.2f}"
-        )
-    lines += [f"{TITLES[name]:<27}{reason}" for name, reason in report["left_out"].items()]
+    for name, title in TITLES.items():
+        if name in contestants:
+            lines.append(f"{title:<27}{_row(contestants[name])}")
+        elif name in report["left_out"]:
+            lines.append(f"{title:<27}  {report['left_out'][name]}")
     lines.append("")
-    for title, found in report["spread"]["time"].items():
-        processor = report["processor_time"][title]
+    for title, found in _in_order(TIME_RATIOS, report["spread"]["time"]):
         lines.append(
             f"time.{title:<28}{found['median']:>7.3f}  ({found['min']:.3f} to {found['max']:.3f}, "
-            f"n = {found['n']}; processor time {processor:.3f})"
+            f"n = {found['n']}; processor time {report['processor_time'][title]:.3f})"
         )
-    lines += [
-        f"memory.{title:<26}{value:>7.3f}"
-        for title, value in report["memory"].items()
-        if isinstance(value, float)
-    ]
-    for count, found in report.get("scaling", {}).get("experts", {}).items():
-        seconds = found["selected_minus_floor_s"]
+    memory = report["memory"]
+    lines += [f"memory.{title:<26}{ratio:>7.3f}" for title, ratio in _in_order(MEMORY_RATIOS, memory)]
+    if "expert_lora_bytes" in memory:
         lines.append(
-            f"{count:>4} experts: selected - floor {1000 * seconds['median']:7.1f} ms (quartiles "
-            f"{1000 * seconds['low_quartile']:.1f} to {1000 * seconds['high_quartile']:.1f}; "
-            f"processor time {1000 * found['selected_minus_floor_processor_s']['median']:.1f})"
+            f"selected - floor: {memory['selected_minus_floor_bytes'] / MB:,.1f} MB, of which adapter, "
+            f"gradients and optimizer {sum(memory['expert_lora_bytes'].values()) / MB:,.1f} MB; "
+            f"the rest is {memory['beyond_expert_lora_over_floor']:.1%} of the floor's peak"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_scaling_lines(report.get("scaling"))])
 
 
 def write_plot(report: Mapping[str, Any], path: Path) -> None:
@@ -155,6 +146,35 @@ def write_plot(report: Mapping[str, Any], path: Path) -> None:
     for axes in (time_axes, memory_axes):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, format="svg")
+
+
+def _row(found: Mapping[str, Any]) -> str:
+    step = found["step_s"]
+    return (
+        f"{step['median']:>7.3f} s{step['min']:>9.3f} to{step['max']:>6.3f}"
+        f"{found['processor_s']['median']:>9.3f} s{found['peak_bytes']['median'] / MB:>10,.0f} MB"
+        f"{found['matmul_share']['median']:>14.2f}"
+    )
+
+
+def _in_order(titles: Mapping[str, Any], found: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What was found, in the order of `titles`: a file has its keys sorted."""
+    return [(title, found[title]) for title in titles if title in found]
+
+
+def _scaling_lines(scaling: Mapping[str, Any] | None) -> list[str]:
+    if scaling is None:
+        return []
+    lines = []
+    for count in sorted(scaling["experts"], key=int):
+        wall = scaling["experts"][count]["selected_minus_floor_s"]
+        processor = scaling["experts"][count]["selected_minus_floor_processor_s"]
+        lines.append(
+            f"{count:>5} experts: selected - floor {1000 * wall['median']:6.1f} ms (quartiles "
+            f"{1000 * wall['low_quartile']:.1f} to {1000 * wall['high_quartile']:.1f}; "
+            f"processor time {1000 * processor['median']:.1f})"
+        )
+    return [*lines, f"largest change from one to the next: {scaling['largest_change']:.1%}"]
 
 
 def _contestant(facts: Mapping[str, Any], turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The bench: hand-made ratios, the arithmetic of a step by PyTorch's own counter, one tiny run from end to end."""
+"""The bench: hand-made ratios, a step's arithmetic by PyTorch's own counter, a tiny run from end to end."""
 
 import json
 import signal
@@ -59,7 +59,7 @@ def turn(step_s: list[float], peak_bytes: int = 100, rate: float = 1.0) -> dict[
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def contestants() -> dict[str, Contestant]:
     """The four that need no extra, on the tiny model with plain products, before their first step."""
     return {name: prepare(EAGER, name, EAGER.experts) for name in ("floor", "selected", "all", "peft_all")}
@@ -149,9 +149,8 @@ def test_all_contestants_compute_the_same_model_and_all_have_the_floors_adapter(
     counts = {name: facts(EAGER, found, EAGER.experts)["n_trainable"] for name, found in contestants.items()}
     with torch.no_grad():
         logits = [one.model(token_ids(EAGER)).logits for one in contestants.values()]
-    # After at most one step at a rate of 1e-5: B has hardly moved from zero.
-    for other in logits[1:]:
-        torch.testing.assert_close(other, logits[0], atol=1e-4, rtol=0)
+    for other in logits[1:]:  # B is zero before the first step
+        torch.testing.assert_close(other, logits[0], atol=1e-6, rtol=0)
     # 3 layers x 5 projections; up and down of 2 layers; A and B of each.
     assert trained == {"floor": 30, "selected": 38, "all": 38, "peft_all": 38}
     inputs_and_outputs = (32 + 2 * 16) + (16 + 32)
@@ -179,7 +178,7 @@ def test_the_peak_holds_what_is_gone_again_until_it_is_reset():
     memory = PeakMemory(torch.device("cpu"))
     torch.ones(64 * 2**20 // 4).sum()
     peak = memory.over_before()
-    assert 64 * 2**20 <= peak < 72 * 2**20
+    assert 63 * 2**20 <= peak < 72 * 2**20  # the kernel counts a few pages late
     memory.reset()
     assert memory.over_before() < 8 * 2**20
 

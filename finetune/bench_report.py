@@ -139,7 +139,7 @@ def write_plot(report: Mapping[str, Any], path: Path) -> None:
     weights = [found["model_bytes"] / MB for found in contestants.values()]
     memory_axes.barh(names, peaks, color="#0e64b0", label="all else")
     memory_axes.barh(names, weights, color="#b9c7d6", label="frozen weights")
-    memory_axes.legend(frameon=False, loc="lower right")
+    memory_axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     time_axes.set_xlabel("seconds a step")
     memory_axes.set_xlabel("peak memory, MB")
     time_axes.invert_yaxis()

@@ -113,7 +113,7 @@ def seconds_of(work: Callable[[], Any], device: torch.device) -> tuple[float, fl
         started = time.perf_counter()
         work()
         seconds = time.perf_counter() - started
-    else:
+    else:  # written by the documentation: no accelerator was at hand to run it on
         begin, end = torch.Event(device, enable_timing=True), torch.Event(device, enable_timing=True)
         begin.record()
         work()

@@ -133,9 +133,9 @@ class Worker:
             raise UserError(f"the bench's process of {self.contestant} failed: {found['error']}")
         return found
 
-    def steps(self, n: int) -> dict[str, Any]:
-        """Let it take `n` steps; returns what they took."""
-        self._send(n)
+    def steps(self, n: int, with_rate: bool = True) -> dict[str, Any]:
+        """Let it take `n` steps, and measure the rate of a large product; returns what they took."""
+        self._send({"n_steps": n, "with_rate": with_rate})
         return self.answer()
 
     def stop(self) -> None:
@@ -178,19 +178,15 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
                     raise
                 left_out[name] = str(error)  # another release of TRL must not cost the rest
                 workers.pop(name).stop()
-        rounds = _rounds(workers, config, f"{config.experts} experts")
-    by_experts = {config.experts: rounds}
-    for n_experts in sorted({*config.scaling} - {config.experts}):
-        with _workers(config, PAIR, n_experts) as workers:
-            for worker in workers.values():
-                worker.answer()
-            by_experts[n_experts] = _rounds(workers, config, f"{n_experts} experts")
+        bar = tqdm(range(config.rounds), desc="rounds", mininterval=1.0)
+        rounds = [_round(workers, number, config.steps_per_round) for number in bar]
+    by_experts = _scaling(config) if config.scaling else {}
     machine["load_after"] = os.getloadavg()[0]
     return {
         "settings": settings_dict(config),
         "machine": machine,
         "left_out": left_out,
-        **summarise(facts, rounds, by_experts if config.scaling else {}),
+        **summarise(facts, rounds, by_experts),
     }
 
 
@@ -218,14 +214,29 @@ def _workers(config: BenchConfig, contestants: Sequence[str], n_experts: int) ->
             worker.stop()
 
 
-def _rounds(workers: Mapping[str, Worker], config: BenchConfig, name: str) -> list[dict[str, Any]]:
-    """What the steps of each contestant took, round by round."""
-    rounds = []
-    for number in tqdm(range(config.rounds), desc=name, mininterval=1.0):
-        # There and back again: who comes later in a round is not always the same.
-        order = list(workers) if number % 2 == 0 else list(workers)[::-1]
-        rounds.append({name: workers[name].steps(config.steps_per_round) for name in order})
-    return rounds
+def _round(
+    workers: Mapping[str, Worker], number: int, n_steps: int, with_rate: bool = True
+) -> dict[str, dict[str, Any]]:
+    """What the steps of each contestant took, one contestant after the other."""
+    # There and back again: who comes later in a round is not always the same.
+    order = list(workers) if number % 2 == 0 else list(workers)[::-1]
+    return {name: workers[name].steps(n_steps, with_rate) for name in order}
+
+
+def _scaling(config: BenchConfig) -> dict[int, list[dict[str, Any]]]:
+    """Number of experts -> rounds of the pair whose difference is the price of LoRA on chosen experts.
+
+    The difference is a few hundredths of a step, so it is taken between single steps, next to each other.
+    """
+    found = {}
+    for n_experts in sorted({config.experts, *config.scaling}):
+        with _workers(config, PAIR, n_experts) as workers:
+            for worker in workers.values():
+                worker.answer()
+            n_rounds = config.rounds * config.steps_per_round
+            bar = tqdm(range(n_rounds), desc=f"{n_experts} experts", mininterval=1.0)
+            found[n_experts] = [_round(workers, number, 1, with_rate=False) for number in bar]
+    return found
 
 
 def _ending(exit_code: int) -> str:

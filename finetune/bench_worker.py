@@ -1,7 +1,7 @@
 """One contestant of `local-experts bench`, in a process of its own so that its peak memory is its own.
 
-Reads JSON lines on standard input: first what it is ({"config", "contestant", "n_experts"}), then for every
-round a number of steps. Answers each with one JSON line. `finetune.bench` starts it by name.
+Reads JSON lines on standard input: first what it is ({"config", "contestant", "n_experts"}), then what to do
+({"n_steps", "with_rate"}). Answers each with one JSON line. `finetune.bench` starts it by name.
 """
 
 import gc
@@ -237,7 +237,7 @@ def _trl(
 
 
 def serve(setting: Mapping[str, Any], lines: Any, answer: Callable[[dict[str, Any]], None]) -> None:
-    """Build the contestant and answer with its facts, then each number of steps with what they took."""
+    """Build the contestant and answer with its facts, then take steps and answer with what they took."""
     config, contestant = BenchConfig(**setting["config"]), setting["contestant"]
     torch.set_num_threads(config.threads)
     device = choose_device(config.device)
@@ -257,14 +257,15 @@ def serve(setting: Mapping[str, Any], lines: Any, answer: Callable[[dict[str, An
         }
     )
     for line in lines:
+        asked = json.loads(line)
         memory.reset()
-        taken = [seconds_of(found.step, device) for _ in range(int(line))]
+        taken = [seconds_of(found.step, device) for _ in range(asked["n_steps"])]
         answer(
             {
                 "step_s": [seconds for seconds, _ in taken],
                 "processor_s": [seconds for _, seconds in taken],
                 "peak_bytes": memory.over_before(),
-                "matmul_flops_per_s": rate.flops_per_s(),
+                "matmul_flops_per_s": rate.flops_per_s() if asked["with_rate"] else None,
             }
         )
 

@@ -14,8 +14,6 @@ from finetune.bench import BenchConfig
 from finetune.model import choose_device
 from finetune.moe import MoeLayer, moe_layers, router_output
 
-# Half of GLM-5.2's, so that a width of 512 has more than two heads.
-HEAD_WIDTHS = {"qk_nope_head_dim": 96, "qk_rope_head_dim": 32, "v_head_dim": 128, "index_head_dim": 64}
 BISECTIONS = 40
 
 
@@ -35,13 +33,17 @@ def glm_config(config: BenchConfig, n_experts: int) -> GlmMoeDsaConfig:
         num_experts_per_tok=config.top_k,
         q_lora_rank=3 * config.hidden // 8,
         kv_lora_rank=config.hidden // 8,
+        # Half as wide as GLM-5.2's: a width of 512 then has a few heads and not two.
+        qk_nope_head_dim=96,
+        qk_rope_head_dim=32,
+        v_head_dim=128,
+        index_head_dim=64,
         index_n_heads=4,
         index_topk=config.length_tokens,  # it never chooses, as in GLM-5.2 below 2,048 tokens
         indexer_types=["full" if i % 3 == 0 else "shared" for i in range(n_layers)],
         max_position_embeddings=config.length_tokens,
         bos_token_id=None,
         eos_token_id=0,
-        **HEAD_WIDTHS,
     )
 
 

@@ -36,6 +36,7 @@ STAGES = {
     "controls": Stage("eval.controls", "the run with chosen, random, all and no experts trained", False),
     "export": Stage("finetune.export", "write an adapter for PEFT, vLLM or SGLang, or merge it", False),
     "import": Stage("finetune.import_adapter", "read an adapter of PEFT, vLLM or SGLang", False),
+    "bench": Stage("finetune.bench", "measure time and memory of a step beside PEFT", False),
     "base": Stage("finetune.base", "train the shipped tiny-glm from scratch", False),
     "base-check": Stage(
         "eval.base_check", "measure a base: what it knows, and the trace of languages", False

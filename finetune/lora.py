@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from finetune.config import LoraConfig
+from finetune.routed_rows import combine, row_order, spread
 
 IMPLEMENTATION = "expert_lora_over_"
 # F.grouped_mm wants every row of its operands to start on a multiple of this.
@@ -112,9 +113,8 @@ class ExpertLora(nn.Module):
 
 
 class RoutedRows(NamedTuple):
-    """Routed rows in order of expert: the token each came from, its expert, where each expert's rows end."""
+    """Routed rows in order of expert: the expert of each, and where each expert's rows end."""
 
-    token_S: torch.Tensor
     expert_S: torch.Tensor
     ends_E: torch.Tensor
     not_mine_S1: (
@@ -168,16 +168,17 @@ def _grouped_forward(
 ) -> torch.Tensor:
     """Sort rows by expert once, multiply group by group: transformers' grouped_mm forward plus the update."""
     expert_S, order_S = torch.sort(expert_TK.reshape(-1))
-    routed = _routed_rows(experts, expert_S, order_S, expert_TK.shape[-1])
+    order = row_order(order_S, expert_TK.shape[-1])
+    routed = _routed_rows(experts, expert_S)
     chosen = _chosen_rows(experts, adapter, expert_S, routed.ends_E)
 
-    rows_SI = hidden_TI[routed.token_S]
+    rows_SI = spread(hidden_TI, order)
     if routed.not_mine_S1 is not None:
         # Also stops the unset gradient of these rows from reaching hidden_TI.
         rows_SI = rows_SI.masked_fill(routed.not_mine_S1, 0.0)
     up_SO = _frozen_grouped_linear(experts, _up_name(experts), rows_SI, routed)
-    # From hidden_TI and not from rows_SI: then backward keeps M rows and not S.
-    chosen_MI = rows_SI if chosen.rows_M is None else hidden_TI[routed.token_S[chosen.rows_M]]
+    # From hidden_TI and not from rows_SI: then the gradient of M rows is spread over T rows and not over S.
+    chosen_MI = rows_SI if chosen.rows_M is None else hidden_TI[order.token_S[chosen.rows_M]]
     _add_update(up_SO, adapter.up, chosen_MI, chosen)
 
     active_SI = _activate(experts, up_SO)
@@ -187,21 +188,16 @@ def _grouped_forward(
     if experts.has_post_expert_norm:
         down_SO = experts.post_expert_norm(down_SO)
 
-    weighted_SO = down_SO * weight_TK.reshape(-1)[order_S].unsqueeze(-1)
-    place_S = torch.empty_like(order_S)
-    place_S[order_S] = torch.arange(order_S.shape[0], device=order_S.device)
-    # A sum over K and not index_add: its order is fixed, and it adds up in the weights' float32.
-    return weighted_SO[place_S].view(*expert_TK.shape, -1).sum(dim=1).to(hidden_TI.dtype)
+    return combine(down_SO, weight_TK, order).to(hidden_TI.dtype)
 
 
-def _routed_rows(experts: Any, expert_S: torch.Tensor, order_S: torch.Tensor, top_k: int) -> RoutedRows:
+def _routed_rows(experts: Any, expert_S: torch.Tensor) -> RoutedRows:
     ids_E = torch.arange(experts.num_experts, device=expert_S.device)
     ends_E = torch.searchsorted(expert_S, ids_E, right=True).to(torch.int32)
-    token_S = order_S // top_k
     if not experts._is_expert_parallel:
-        return RoutedRows(token_S, expert_S, ends_E, None)
+        return RoutedRows(expert_S, ends_E, None)
     not_mine_S1 = (expert_S >= experts.num_experts).unsqueeze(-1)
-    return RoutedRows(token_S, expert_S.clamp(max=experts.num_experts - 1), ends_E, not_mine_S1)
+    return RoutedRows(expert_S.clamp(max=experts.num_experts - 1), ends_E, not_mine_S1)
 
 
 def _chosen_rows(

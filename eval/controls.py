@@ -109,7 +109,8 @@ def results_table(controls: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|",
         f"| nothing (the base) | 0 | 0 | {some['target']['base']:.3f} | {some['general']['base']:.3f} |",
     ]
-    for name, plan in controls["plans"].items():
+    for name in (name for name in PLANS if name in controls["plans"]):  # a file keeps its keys sorted
+        plan = controls["plans"][name]
         cells = [
             f"{plan[group]['tuned']:.3f} ({plan[group]['difference']:+.3f}, "
             f"{plan[group]['low']:+.3f} to {plan[group]['high']:+.3f})"

@@ -29,6 +29,8 @@ def row_order(order_S: torch.Tensor, top_k: int) -> RowOrder:
 
 
 class _Spread(torch.autograd.Function):
+    """`spread`, and its gradient: each token's K rows, fetched back and added up."""
+
     @staticmethod
     def forward(ctx: Any, hidden_TD: torch.Tensor, rows: RowOrder) -> torch.Tensor:
         ctx.rows, ctx.n_tokens = rows, hidden_TD.shape[0]
@@ -44,12 +46,16 @@ class _Spread(torch.autograd.Function):
 
 
 class _Combine(torch.autograd.Function):
+    """`combine`, and its gradients: of the rows, and of the weights (the router's input may be trained)."""
+
     @staticmethod
     def forward(ctx: Any, out_SD: torch.Tensor, weight_TK: torch.Tensor, rows: RowOrder) -> torch.Tensor:
         ctx.rows = rows
         ctx.save_for_backward(out_SD, weight_TK)
         by_token_TKD = out_SD.index_select(0, rows.place_S).unflatten(0, weight_TK.shape)
-        return torch.bmm(weight_TK.unsqueeze(1), by_token_TKD.to(weight_TK.dtype)).squeeze(1)
+        # The wider of the two: autocast may hand bfloat16 weights to float32 rows, and the other way round.
+        dtype = torch.promote_types(out_SD.dtype, weight_TK.dtype)
+        return torch.bmm(weight_TK.to(dtype).unsqueeze(1), by_token_TKD.to(dtype)).squeeze(1)
 
     @staticmethod
     @once_differentiable
@@ -61,7 +67,8 @@ class _Combine(torch.autograd.Function):
         grad_weight_TK = None
         if ctx.needs_input_grad[1]:
             dots_S = torch.linalg.vecdot(grad_SD, out_SD.to(grad_SD.dtype))
-            grad_weight_TK = dots_S.index_select(0, rows.place_S).view(weight_TK.shape)
+            by_token_TK = dots_S.index_select(0, rows.place_S).view(weight_TK.shape)
+            grad_weight_TK = by_token_TK.to(weight_TK.dtype)
         weight_S1 = weight_TK.reshape(-1).index_select(0, rows.order_S).unsqueeze(-1)
         return grad_SD.mul_(weight_S1).to(out_SD.dtype), grad_weight_TK, None
 
@@ -72,5 +79,5 @@ def spread(hidden_TD: torch.Tensor, rows: RowOrder) -> torch.Tensor:
 
 
 def combine(out_SD: torch.Tensor, weight_TK: torch.Tensor, rows: RowOrder) -> torch.Tensor:
-    """The weighted sum [T, D] of each token's K rows, in the weights' dtype and in a fixed order."""
+    """The weighted sum [T, D] of each token's K rows, in the wider dtype of the two and in a fixed order."""
     return _Combine.apply(out_SD, weight_TK, rows)  # type: ignore[return-value]

@@ -37,3 +37,13 @@ def test_bfloat16_rows_are_added_up_in_the_weights_float32_and_a_frozen_weight_g
     assert found.dtype == torch.float32 and found.flatten().tolist() == [257.0, 514.0]  # 257 is no bfloat16
     found.sum().backward()
     assert out.grad is not None and out.grad.dtype == torch.bfloat16 and bool((out.grad == 1).all())
+
+
+def test_bfloat16_weights_do_not_narrow_float32_rows_and_get_a_bfloat16_gradient():
+    order = order_of(torch.tensor([[0, 1], [1, 0]]))
+    weight = torch.ones(2, 2, dtype=torch.bfloat16, requires_grad=True)
+    found = combine(torch.tensor([[1.0], [2.0], [256.0], [512.0]]), weight, order)
+    assert found.dtype == torch.float32 and found.flatten().tolist() == [257.0, 514.0]
+    found.sum().backward()
+    assert weight.grad is not None and weight.grad.dtype == torch.bfloat16
+    assert weight.grad.tolist() == [[1.0, 256.0], [512.0, 2.0]]

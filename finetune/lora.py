@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from finetune.config import LoraConfig
+from finetune.paired_linear import PairedRows, pair_rows, paired_linear
 from finetune.routed_rows import combine, row_order, spread
 
 IMPLEMENTATION = "expert_lora_over_"
@@ -156,7 +157,53 @@ def expert_lora_forward(
         return base_forward(experts, hidden_TI, expert_TK, weight_TK)
     if former == "eager":
         return _eager_forward(experts, adapter, hidden_TI, expert_TK, weight_TK)
+    if _can_pair(experts, adapter, hidden_TI):
+        return _paired_forward(experts, adapter, hidden_TI, expert_TK, weight_TK)
     return _grouped_forward(experts, adapter, hidden_TI, expert_TK, weight_TK)
+
+
+def _can_pair(experts: Any, adapter: ExpertLora, hidden_TI: torch.Tensor) -> bool:
+    """Whether the path of paired experts is the faster one and computes all that is asked for.
+
+    Measured in float32 on a CPU only; in bfloat16 grouped_mm was more than twice as fast there. Without
+    gradients base and tuned are compared: both take grouped_mm, so that rows without LoRA are the same bits.
+    """
+    return (
+        torch.is_grad_enabled()
+        and hidden_TI.device.type == "cpu"
+        and hidden_TI.dtype == experts.down_proj.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and not experts._is_expert_parallel
+        and not (adapter.training and adapter.config.dropout)
+    )
+
+
+def _paired_forward(
+    experts: Any,
+    adapter: ExpertLora,
+    hidden_TI: torch.Tensor,
+    expert_TK: torch.Tensor,
+    weight_TK: torch.Tensor,
+) -> torch.Tensor:
+    """Multiply two experts at a time, frozen weight and update together."""
+    paired = pair_rows(expert_TK, experts.num_experts, adapter.chosen)
+    rows_PI = spread(hidden_TI, paired.order)
+    up_PO = _paired_projection(experts, adapter.up, rows_PI, paired)
+    down_PO = _paired_projection(experts, adapter.down, _activate(experts, up_PO), paired)
+    if experts.has_post_expert_norm:
+        down_PO = experts.post_expert_norm(down_PO)
+    return combine(down_PO, weight_TK, paired.order).to(hidden_TI.dtype)
+
+
+def _paired_projection(
+    experts: Any, low_rank: LowRank, rows_PI: torch.Tensor, paired: PairedRows
+) -> torch.Tensor:
+    weight = getattr(experts, low_rank.stack)
+    weight_EOI = weight.mT if experts.is_transposed else weight
+    out_PO = paired_linear(rows_PI, weight_EOI, low_rank.A, low_rank.B, low_rank.scaling, paired)
+    if experts.has_bias:
+        out_PO.add_(getattr(experts, f"{low_rank.stack}_bias")[paired.expert_P])
+    return out_PO
 
 
 def _grouped_forward(

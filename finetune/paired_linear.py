@@ -83,7 +83,7 @@ def paired_linear(
 ) -> torch.Tensor:
     """Each row times the weight of its expert, plus scaling x B A of a chosen one: [P, O].
 
-    The weight is frozen and gets no gradient. The gradient of filled-up rows must be zero: `combine` does that.
+    The weight is frozen and gets no gradient. Filled-up rows must get one of zero, as `combine` gives them.
     """
     return _PairedLinear.apply(rows_PI, weight_EOI, A_NRI, B_NOR, scaling, paired)  # type: ignore[return-value]
 

@@ -1,6 +1,6 @@
 """The expert LoRA layer against the dense reference: W + scaling B A on those experts, by autograd."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -132,6 +132,26 @@ def test_other_layouts_equal_the_dense_reference(build: Callable[[], Any], imple
     attach(model, {"experts": {"0": [1], "1": [0, 5], "2": [2, 3, 7]}}, CONFIG, seed=0)
     randomise(model)
     assert_equals_dense(model)
+
+
+@pytest.fixture(params=[1, 2])
+def n_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """With one thread experts are multiplied by grouped_mm, with more two at a time (float32, CPU)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("build", [build_gpt_oss, build_qwen3_moe])
+def test_one_thread_and_two_equal_the_dense_reference(build: Callable[[], Any], n_threads: int) -> None:
+    model = build()
+    attach(model, {"experts": {"0": [1], "1": [0, 5], "2": [2, 3, 7]}}, CONFIG, seed=0)
+    randomise(model)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        assert_equals_dense(model)
+    names = {event.key for event in profiler.key_averages()}
+    assert ("_PairedLinear" in names) == (n_threads == 2)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])

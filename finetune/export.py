@@ -43,7 +43,7 @@ from finetune.merged_checkpoint import (
     read_places,
     write_merged,
 )
-from finetune.model import load_model
+from finetune.model import load_model, resolve_model_path
 from finetune.peft_folder import read_peft_folder, write_peft_folder, write_stamp
 from finetune.processes import say
 
@@ -76,7 +76,8 @@ def export_adapter(adapter: Path, to: str, output: Path, base: BaseConfig, check
     model: Any = load_model(base)[0] if with_weights else skeleton(base)
     probe = _probe(model, adapter) if with_weights else None
     saved, parts = read_adapter(model, adapter)
-    with whole_folder(output) as partial:
+    _refuse_base(output, base)
+    with whole_folder(output, "adapter_export") as partial:
         if to == "merged":
             report, dtype = _export_merged(model, parts, base, partial)
             model = None  # before the merged one is loaded: never two
@@ -91,6 +92,13 @@ def export_adapter(adapter: Path, to: str, output: Path, base: BaseConfig, check
     if not with_weights:
         say("          the base's weights were not loaded: that it is the adapter's own was not checked")
     return output
+
+
+def _refuse_base(output: Path, base: BaseConfig) -> None:
+    """Refuse an output whose replacing would delete the base: a merged checkpoint of ours may be one."""
+    folder, target = Path(resolve_model_path(base.model)).resolve(), output.resolve()
+    if folder == target or target in folder.parents:
+        raise UserError(f"--output {output} is the base's own folder, or holds it: choose another output")
 
 
 def _export_adapter_file(

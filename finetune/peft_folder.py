@@ -25,6 +25,8 @@ LAST_SWAPPED_PEFT = (0, 19, 0)  # up to here PEFT read the axes of a stack the w
 REFUSED_SETTINGS = (
     "use_dora",
     "use_qalora",
+    "use_bdlora",
+    "monteclora_config",
     "lora_bias",
     "fan_in_fan_out",
     "modules_to_save",
@@ -89,12 +91,16 @@ def read_stamp(folder: Path) -> dict[str, Any] | None:
     path = folder / STAMP_FILE
     if not path.exists():
         return None
-    stamp = read_artefact(path, "adapter_export")
+    stamp = read_artefact(path, "adapter_export", ("layout_version", "model_fingerprint", "tensors"))
     if stamp["layout_version"] != LAYOUT_VERSION:
         raise UserError(
             f"{path} has layout version {stamp['layout_version']}, this version reads {LAYOUT_VERSION}: "
             "export the adapter again"
         )
+    if not isinstance(stamp["tensors"], dict) or not isinstance(stamp["model_fingerprint"], str):
+        raise UserError(f"{path}: its tensors or model_fingerprint are damaged: export the adapter again")
+    if outside := [name for name in stamp["tensors"] if Path(name).name != name]:
+        raise UserError(f"{path} lists {outside[0]!r}, outside of its folder: export the adapter again")
     found = {file.name for file in folder.glob("*.safetensors")}
     if foreign := sorted(found - stamp["tensors"].keys()):
         raise UserError(
@@ -141,11 +147,37 @@ def read_peft_folder(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tens
         raise UserError(
             f"{config_path} sets {listed}, which is not computed here: merge it with PEFT instead"
         )
+    _check_numbers(config_path, config)
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise UserError(f"{tensors_path}: {name} holds values that are not finite: train it again")
     return config, {name: value.float() for name, value in tensors.items()}
+
+
+def _check_numbers(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse an alpha that no scaling can be computed from, and targets that are no list of names."""
+    patterns, targets = config.get("alpha_pattern") or {}, config.get("target_parameters") or []
+    if not isinstance(patterns, dict) or not all(_is_pattern(pattern) for pattern in patterns):
+        raise UserError(f"{path}: alpha_pattern = {patterns!r}: must map patterns of names to numbers")
+    for key, alpha in {"lora_alpha": config.get("lora_alpha"), **patterns}.items():
+        if type(alpha) not in (int, float) or not 0 < alpha < float("inf"):
+            raise UserError(f"{path}: {key} = {alpha!r}: must be a number above 0")
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise UserError(f"{path}: target_parameters = {targets!r}: must be a list of names")
+
+
+def _is_pattern(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 def scaling_of(config: Mapping[str, Any], name: str, rank: int) -> float:
     """The scaling of a module or parameter `name` whose tensors have `rank`, by PEFT's alpha_pattern."""
+    if rank < 1:
+        raise UserError(f"{name}: its A has no row: a LoRA has a rank of at least 1")
     alpha = config["lora_alpha"]
     for pattern, of_pattern in (config.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", name):

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,7 @@ def test_a_terminated_bench_ends_its_workers_in_the_midst_of_a_step(tmp_path: Pa
     said = ""
     while "rounds" not in said:  # the bar is drawn when the worker has answered
         said += bench.stderr.read(1) or pytest.fail(said)
+    time.sleep(1.0)  # until it has begun its steps
     children = Path(f"/proc/{bench.pid}/task/{bench.pid}/children").read_text().split()
     assert len(children) == 1
     bench.terminate()

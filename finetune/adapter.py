@@ -47,12 +47,20 @@ TENSORS_FILE = "adapter.safetensors"
 ARTEFACT_HEAD = {"kind", "schema", "inputs", "versions"}
 
 
-def attach(model: Any, plan: Mapping[str, Any], config: LoraConfig, seed: int, name: str = "default") -> int:
+def attach(
+    model: Any,
+    plan: Mapping[str, Any],
+    config: LoraConfig,
+    seed: int,
+    name: str = "default",
+    announces: bool = True,
+) -> int:
     """Freeze `model`, give the experts of `plan["experts"]` a LoRA; returns how many parameters train.
 
     `plan["experts"]` maps a layer index (as text) to expert ids; a layer not named or without ids gets none.
     With `config.attention` or `config.shared_experts` those of all layers get one too. Adapters attached
-    before, under other names, stay, and are switched off: the new one is active.
+    before, under other names, stay, and are switched off: the new one is active. What trains is printed when
+    it `announces`.
 
     Raises:
         UserError: nothing is chosen, a layer or expert does not exist, or the name cannot be used.
@@ -75,7 +83,8 @@ def attach(model: Any, plan: Mapping[str, Any], config: LoraConfig, seed: int, n
     set_active(model, name)
     n_trainable = sum(parameter.numel() for parameter in adapter_parameters(model).values())
     assert n_trainable == sum(value.numel() for value in model.parameters() if value.requires_grad)
-    say(count_line(name, n_trainable, config, chosen, linears))
+    if announces:
+        say(count_line(name, n_trainable, config, chosen, linears))
     return n_trainable
 
 

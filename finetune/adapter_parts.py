@@ -39,7 +39,7 @@ def read_adapter(model: Any, folder: Path) -> tuple[dict[str, Any], AdapterParts
     """
     path = folder / TENSORS_FILE
     saved, plan, config, tensors = read_adapter_folder(folder)
-    attach(model, plan, config, seed=0)
+    attach(model, plan, config, seed=0, announces=False)
     try:
         own = adapter_parameters(model)
         shapes = {name: value.shape for name, value in tensors.items()}

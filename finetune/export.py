@@ -23,6 +23,7 @@ from data_recipes.artefact import UserError, whole_folder
 from finetune import cli
 from finetune.adapter import adapter_disabled, detach, load_adapter
 from finetune.adapter_parts import parts_of_tensors, read_adapter
+from finetune.checkpoint_fingerprint import require_base_files
 from finetune.checkpoint_names import conversion_table, model_type, skeleton, stored_as
 from finetune.config import BaseConfig
 from finetune.layouts import (
@@ -66,7 +67,7 @@ def export_adapter(adapter: Path, to: str, output: Path, base: BaseConfig, check
     """Write the adapter in the folder `adapter` for another program; returns `output`.
 
     `check` "logits" loads the base and compares logits on a probe batch, for "peft" and "merged"; "deltas"
-    loads no weights. The updates themselves are compared always, expert by expert.
+    does not. The updates themselves are compared always, expert by expert, and so is the base's fingerprint.
 
     Raises:
         UserError: the adapter is damaged or of another base, the format cannot hold it, or what was written
@@ -76,6 +77,8 @@ def export_adapter(adapter: Path, to: str, output: Path, base: BaseConfig, check
     model: Any = load_model(base)[0] if with_weights else skeleton(base)
     probe = _probe(model, adapter) if with_weights else None
     saved, parts = read_adapter(model, adapter)
+    if not with_weights:
+        require_base_files(adapter, saved, base, model)
     _refuse_base(output, base)
     with whole_folder(output, "adapter_export") as partial:
         if to == "merged":
@@ -85,12 +88,9 @@ def export_adapter(adapter: Path, to: str, output: Path, base: BaseConfig, check
             report, dtype = _export_adapter_file(model, parts, base, to, partial), base.dtype
         if probe is not None:
             report |= _compare_logits(model, probe, base, to, partial, dtype)
-        check_of_stamp = {**report, "fingerprint_compared": with_weights}
-        write_stamp(partial, to, saved["model_fingerprint"], saved["sha256"], check_of_stamp)
+        write_stamp(partial, to, saved["model_fingerprint"], saved["sha256"], report)
     listed = ", ".join(f"{name} {value:.3g}" for name, value in sorted(report.items()))
     say(f"export    {to}: {listed} -> {output}")
-    if not with_weights:
-        say("          the base's weights were not loaded: that it is the adapter's own was not checked")
     return output
 
 
@@ -246,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--to", required=True, choices=FORMATS)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
-    parser.add_argument("--check", choices=CHECKS, default=CHECKS[0], help="deltas: load no weights")
+    parser.add_argument("--check", choices=CHECKS, default=CHECKS[0], help="deltas: run no model")
     add_base_arguments(parser)
     arguments = parser.parse_args(argv)
     export_adapter(

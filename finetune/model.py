@@ -6,6 +6,7 @@ The only file that may name a kind of accelerator.
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -94,16 +95,34 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     Adapters attached to the model, the device and the experts implementation do not change it. Values are
     compared in float32, so a bfloat16 checkpoint has one fingerprint in either dtype.
     """
-    config = {key: value for key, value in model.config.to_dict().items() if key not in _LOADING_KEYS}
-    digest = hashlib.sha256(sha256_json(json.loads(json.dumps(config, default=str))).encode())
-    tensors = {name.replace(".base_layer", ""): tensor for name, tensor in model.state_dict().items()}
-    for name in sorted(tensors):
-        if "expert_lora." in name or ".lora_" in name:
-            continue
-        digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
+    tensors = {
+        name.replace(".base_layer", ""): tensor
+        for name, tensor in model.state_dict().items()
+        if "expert_lora." not in name and ".lora_" not in name
+    }
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    def sample_of(name: str) -> torch.Tensor:
         flat = tensors[name].detach().flatten()
-        sample = flat[:: max(1, len(flat) // _N_SAMPLED)]
-        digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
+        return flat[:: sampled_positions(len(flat)).step]
+
+    return fingerprint_of(model.config, shapes, sample_of)
+
+
+def sampled_positions(n_values: int) -> range:
+    """The places in a tensor of `n_values`, laid flat, whose values go into the fingerprint."""
+    return range(0, n_values, max(1, n_values // _N_SAMPLED))
+
+
+def fingerprint_of(
+    config: Any, shapes: Mapping[str, tuple[int, ...]], sample_of: Callable[[str], torch.Tensor]
+) -> str:
+    """The fingerprint of a model with this config and these tensors; `sample_of` gives a tensor's sample."""
+    identity = {key: value for key, value in config.to_dict().items() if key not in _LOADING_KEYS}
+    digest = hashlib.sha256(sha256_json(json.loads(json.dumps(identity, default=str))).encode())
+    for name in sorted(shapes):
+        digest.update(f"{name} {shapes[name]}".encode())
+        digest.update(sample_of(name).to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -27,8 +27,11 @@ from tuned_bases import (
 
 from data_recipes.artefact import UserError, read_artefact, sha256_file
 from finetune import export
+from finetune.checkpoint_fingerprint import checkpoint_fingerprint
+from finetune.checkpoint_names import skeleton
 from finetune.config import BaseConfig
 from finetune.export import export_adapter
+from finetune.import_adapter import import_adapter
 from finetune.layouts import AdapterParts, ExpertPart, LinearPart, to_peft
 from finetune.model import load_model, model_fingerprint
 from finetune.peft_folder import write_peft_folder
@@ -122,15 +125,41 @@ def test_mixtral_names_are_those_of_its_checkpoints(tiny_tokenizer: Any, tmp_pat
     }
 
 
-def test_a_file_for_a_server_needs_no_weights_of_the_base(
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["glm", "glm tied", "mixtral", "gpt_oss"])
+def test_the_files_of_a_base_give_the_fingerprint_of_its_weights(
+    family: str, dtype: Any, tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    builders: dict[str, Callable[[], Any]] = {"mixtral": build_mixtral, "gpt_oss": build_gpt_oss}
+    build = builders.get(family, lambda: tiny_model_factory(tie_word_embeddings=family == "glm tied"))
+    saved = save_base(build(), tiny_tokenizer, tmp_path / "base")
+    base = BaseConfig(model=saved.model, dtype=dtype, device="cpu")
+    expected = model_fingerprint(load_model(base)[0])
+    assert checkpoint_fingerprint(skeleton(base), Path(base.model)) == expected
+
+
+@pytest.mark.parametrize("to", ["peft", "vllm", "sglang", "merged"])
+def test_another_base_is_refused_without_running_it_too(
+    base: BaseConfig, tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path, to: str
+) -> None:
+    adapter = save_trained(base, GLM_EXPERTS, attention=False, folder=tmp_path / "adapter")
+    other = save_base(tiny_model_factory(vocab_size=262, seed=1), tiny_tokenizer, tmp_path / "other")
+    with pytest.raises(UserError, match="was trained on another model"):
+        export_adapter(adapter, to, tmp_path / "out", other, "deltas")
+    (Path(base.model) / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no \*\.safetensors files"):
+        export_adapter(adapter, to, tmp_path / "out", base, "deltas")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_trains_is_printed_once(
     base: BaseConfig, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (Path(base.model) / "model.safetensors").unlink()
-    export_adapter(adapter, "sglang", tmp_path / "sglang", base)
-    assert "was not checked" in capsys.readouterr().out
-    assert not read_artefact(tmp_path / "sglang" / "export.json", "adapter_export")["check"][
-        "fingerprint_compared"
-    ]
+    capsys.readouterr()
+    export_adapter(adapter, "peft", tmp_path / "peft", base)
+    assert capsys.readouterr().out.count("trainable parameters") == 1
+    import_adapter(tmp_path / "peft", tmp_path / "back", base)
+    assert capsys.readouterr().out.count("trainable parameters") == 1
 
 
 @pytest.mark.parametrize(

@@ -190,9 +190,11 @@ def test_lora_on_a_shared_expert_reaches_that_one_and_not_the_routed_ones(
         torch.randn(2, 32, generator=generator), torch.randn(16, 2, generator=generator), scaling=0.5
     )
     model = plain(base)
-    tensors, modules, parameters = export._peft_tensors(model, AdapterParts({}, {name: linear}))
-    tensors = {f"base_model.model.{key}": value for key, value in tensors.items()}
-    write_peft_folder(tmp_path, tensors, 2, 0.5, base.model, modules, parameters)
+    parts = AdapterParts({}, {name: linear})
+    tensors = {f"base_model.model.{key}": value for key, value in export._peft_tensors(model, parts)}
+    shapes = {key: value.shape for key, value in tensors.items()}
+    targets = export._peft_targets(parts)
+    write_peft_folder(tmp_path, shapes, tensors.items(), 2, 0.5, base.model, *targets)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     merged: Any = PeftModel.from_pretrained(model, str(tmp_path))
     after = merged.merge_and_unload().state_dict()

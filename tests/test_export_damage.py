@@ -15,6 +15,7 @@ from data_recipes.artefact import UserError, read_artefact, sha256_file, write_j
 from finetune import export
 from finetune.adapter import load_adapter
 from finetune.adapter_parts import parts_of_tensors, read_adapter
+from finetune.bench_worker import PeakMemory
 from finetune.checkpoint_names import skeleton
 from finetune.config import BaseConfig
 from finetune.export import export_adapter
@@ -173,7 +174,9 @@ def test_a_config_of_another_program_that_was_edited_is_refused_by_what_is_wrong
         import_adapter(folder, tmp_path / "ours", base)
 
 
-def test_tensors_that_are_no_lora_are_refused_by_name(base: BaseConfig, adapter: Path, tmp_path: Path) -> None:
+def test_tensors_that_are_no_lora_are_refused_by_name(
+    base: BaseConfig, adapter: Path, tmp_path: Path
+) -> None:
     model = skeleton(base)
     name = "base_model.model.model.layers.1.mlp.experts.lora_{}.weight"
     config = {"lora_alpha": 2, "target_parameters": ["mlp.experts.down_proj"], "peft_version": "0.21.2"}
@@ -251,3 +254,21 @@ def test_a_checkpoint_that_contradicts_its_index_is_refused(
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"[]")
     with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
         read_places(folder)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can reset the peak")
+@pytest.mark.parametrize("to", ["peft", "vllm"])
+def test_a_padded_export_takes_the_memory_of_a_few_layers_and_not_of_the_file(
+    tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path, to: str
+) -> None:
+    # 12 MoE layers x 64 experts x rank 16 x (128 + 64 + 32 + 128) inputs and outputs x 4 bytes = 17 MB.
+    sizes = {"hidden_size": 128, "moe_intermediate_size": 32, "n_routed_experts": 64, "num_hidden_layers": 13}
+    base = save_base(tiny_model_factory(vocab_size=262, **sizes), tiny_tokenizer, tmp_path / "base")
+    experts = {str(layer): [3] for layer in range(1, 13)}
+    adapter = save_trained(base, experts, attention=False, folder=tmp_path / "adapter", rank=16)
+    export_adapter(adapter, to, tmp_path / "warm", base, "deltas")
+    memory = PeakMemory(torch.device("cpu"))
+    export_adapter(adapter, to, tmp_path / "out", base, "deltas")
+    file_bytes = (tmp_path / "out" / TENSORS[to]).stat().st_size
+    assert file_bytes > 16e6
+    assert memory.over_before() < file_bytes / 2

@@ -53,10 +53,12 @@ def save_base(model: Any, tokenizer: Any, folder: Path) -> BaseConfig:
     return BaseConfig(model=str(folder), device="cpu")
 
 
-def save_trained(base: BaseConfig, experts: dict[str, list[int]], attention: bool, folder: Path) -> Path:
+def save_trained(
+    base: BaseConfig, experts: dict[str, list[int]], attention: bool, folder: Path, rank: int = 3
+) -> Path:
     """An adapter of `base` with values in all its tensors."""
     model = load_model(base)[0]
-    config = LoraConfig(rank=3, alpha=6.0, attention=attention)
+    config = LoraConfig(rank=rank, alpha=2.0 * rank, attention=attention)
     plan = {"model_fingerprint": model_fingerprint(model), "experts": experts}
     attach(model, plan, config, seed=0)
     generator = torch.Generator().manual_seed(5)

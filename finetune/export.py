@@ -246,7 +246,7 @@ def _export_merged(
     changes = planned_changes(model, parts, places)
     write_merged(source, folder, changes, places)
     report = check_merged(source, folder, changes, places)
-    report["kept_and_not_loaded"] = len(not_loaded(places, model.config.num_hidden_layers))
+    report["kept_and_not_loaded"] = len(not_loaded(places, model.config.get_text_config().num_hidden_layers))
     is_float32 = {places[change.name].dtype for change in changes} == {"F32"}
     return report, base.dtype if is_float32 else "bfloat16"
 
@@ -254,8 +254,9 @@ def _export_merged(
 def _probe(model: Any, adapter: Path) -> dict[str, torch.Tensor]:
     """Logits of a probe batch with the adapter and without; the adapter is taken off again."""
     generator = torch.Generator().manual_seed(0)
-    length = min(PROBE_SHAPE[1], getattr(model.config, "max_position_embeddings", None) or PROBE_SHAPE[1])
-    tokens = torch.randint(model.config.vocab_size, (PROBE_SHAPE[0], length), generator=generator)
+    config = model.config.get_text_config()  # of a model that sees images too, the part that reads
+    length = min(PROBE_SHAPE[1], getattr(config, "max_position_embeddings", None) or PROBE_SHAPE[1])
+    tokens = torch.randint(config.vocab_size, (PROBE_SHAPE[0], length), generator=generator)
     load_adapter(model, adapter)  # compares the base's fingerprint
     try:
         tuned = _logits(model, tokens)

@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from data_recipes.artefact import UserError, sha256_json
@@ -49,6 +60,18 @@ def choose_device(name: str) -> torch.device:
         ) from error
 
 
+def auto_class(config: Any) -> Any:
+    """The auto class for a model of `config`: of causal language models, else of those that see images too.
+
+    The second kind answers texts without any image as the first does. What neither knows is the first's, whose
+    message names the families it knows.
+    """
+    is_image_text = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if is_image_text and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
 def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the base in evaluation mode with every parameter frozen, and its tokenizer.
 
@@ -67,7 +90,8 @@ def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         disable_progress_bar()  # it loads in a blink; a bar helps with a large one
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=base.revision)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(path, revision=base.revision)
+        loaded: Any = auto_class(config).from_pretrained(
             path,
             revision=base.revision,
             dtype=getattr(torch, base.dtype),

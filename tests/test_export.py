@@ -18,6 +18,7 @@ from tuned_bases import (
     GLM_EXPERTS,
     build_gpt_oss,
     build_mixtral,
+    build_qwen3_vl,
     logits,
     plain,
     save_base,
@@ -83,6 +84,21 @@ def test_other_families_reach_plain_peft_and_a_merged_checkpoint(
     export_adapter(adapter, "merged", tmp_path / "merged", base, "deltas")
     merged = plain(BaseConfig(model=str(tmp_path / "merged")))
     torch.testing.assert_close(logits(merged), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_base_that_sees_images_too_is_loaded_and_reaches_plain_peft(
+    tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    base = save_base(build_qwen3_vl(), tiny_tokenizer, tmp_path / "base")
+    adapter = save_trained(base, {"0": [1, 3], "1": [0]}, attention=False, folder=tmp_path / "adapter")
+    expected = tuned_logits(base, adapter)
+    assert not torch.allclose(expected, logits(plain(base)), atol=1e-2)
+    export_adapter(adapter, "peft", tmp_path / "peft", base)
+    loaded = PeftModel.from_pretrained(plain(base), str(tmp_path / "peft"))
+    torch.testing.assert_close(logits(loaded), expected, rtol=1e-5, atol=1e-5)
+    # Its checkpoints hold the stacks turned.
+    with pytest.raises(UserError, match=r"cannot write \(Transpose\): export it with --to peft"):
+        export_adapter(adapter, "merged", tmp_path / "merged", base, "deltas")
 
 
 def test_the_vllm_file_has_every_expert_of_a_touched_layer(base: BaseConfig, tmp_path: Path) -> None:

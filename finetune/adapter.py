@@ -288,7 +288,7 @@ def read_adapter_folder(folder: Path) -> SavedAdapter:
 
 
 def require_base(folder: Path, saved: Mapping[str, Any], fingerprint: str) -> None:
-    """Raise UserError when the adapter in `folder` was trained on another model than that of `fingerprint`."""
+    """Raise UserError when the adapter in `folder` was trained on a model of another fingerprint."""
     if fingerprint != saved["model_fingerprint"]:
         raise UserError(
             f"{folder} was trained on another model (fingerprint {saved['model_fingerprint'][:12]}, "

@@ -296,7 +296,7 @@ def _read(folder: Path, change: Change, place: Place) -> torch.Tensor:
 
 
 def _kept(place: Place, changed: Set[int | None]) -> list[Place]:
-    """The parts of a tensor that merging leaves as they are: all of it, none, or the other experts' slices."""
+    """The parts of a tensor that merging leaves as they are: all, none, or the other experts' slices."""
     if not changed or None in changed:
         return [] if changed else [place]
     size = (place.end - place.start) // place.shape[0]

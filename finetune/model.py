@@ -63,8 +63,8 @@ def choose_device(name: str) -> torch.device:
 def auto_class(config: Any) -> Any:
     """The auto class for a model of `config`: of causal language models, else of those that see images too.
 
-    The second kind answers texts without any image as the first does. What neither knows is the first's, whose
-    message names the families it knows.
+    The second kind answers texts without any image as the first does. What neither knows is the first's,
+    whose message names the families it knows.
     """
     is_image_text = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     if is_image_text and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:

@@ -1,4 +1,4 @@
-"""What an export or import must catch: one wrong number, a damaged file of any kind, an output that is an input."""
+"""What export and import must catch: one wrong number, a damaged file, an output that is an input."""
 
 import json
 import shutil
@@ -239,7 +239,7 @@ def test_a_checkpoint_that_contradicts_its_index_is_refused(
     (folder / "model.safetensors").unlink()
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     index = folder / "model.safetensors.index.json"
-    write_json(index, {"metadata": {}, "weight_map": {name: names[0] for name in tensors} | {"lm": names[1]}})
+    write_json(index, {"metadata": {}, "weight_map": dict.fromkeys(tensors, names[0]) | {"lm": names[1]}})
     save_file(tensors, folder / names[0])
     with pytest.raises(UserError, match=r"names model-00002-of-00002\.safetensors, which is not there"):
         read_places(folder)

@@ -81,6 +81,9 @@ def export_adapter(adapter: Path, to: str, output: Path, base: BaseConfig, check
     model: Any = load_model(base)[0] if with_weights else skeleton(base)
     probe = _probe(model, adapter) if with_weights else None
     saved, parts = read_adapter(model, adapter)
+    if to == "merged":
+        # First of all, because it names the tensor that is wrong; to load them would fail without a name.
+        planned_changes(model, parts, read_places(checkpoint_folder(base)))
     if not with_weights:
         require_base_files(adapter, saved, base, model)
     _refuse_base(output, base)

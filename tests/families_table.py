@@ -50,8 +50,8 @@ within 5 % (norm of the error) of the float32 answer.
 **`base.model`** is whether the stages can load the family, by transformers' own lists: with
 `AutoModelForCausalLM`, or where it says *image and text* with `AutoModelForImageTextToText` (of these a tiny
 Qwen3-VL-MoE was loaded whole and its adapter exported to PEFT); *text model* where the text model alone is
-known and not the wrapper that sees or hears as well. Where it says *in code*, load the model yourself and call
-`finetune.adapter.attach`.
+known and not the wrapper that sees or hears as well. Where it says *in code*, load the model yourself and
+call `finetune.adapter.attach`.
 """
 HEAD = """| family | `model_type` | `base.model` | experts | router | shared experts | checked | works |
 |---|---|---|---|---|---|---|---|

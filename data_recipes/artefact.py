@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -133,16 +133,16 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 @contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
+def whole_folder(path: str | Path, kind: str | None = None) -> Iterator[Path]:
     """Yield an empty sibling folder to fill; it takes the place of `path` on success and is removed on error.
 
-    An old folder is replaced only when it is empty or holds a JSON file written by `write_artefact`: a
-    mistyped `--output` must never delete somebody's own files.
+    An old folder is replaced only when it is empty or holds a JSON file written by `write_artefact`, of this
+    `kind` when one is given: a mistyped `--output` must never delete somebody's own files.
 
     Raises: UserError when the disk is full, the place cannot be written, or the old folder is not ours.
     """
     target = Path(os.path.realpath(path))  # through a link: the folder behind it is replaced, the link stays
-    _refuse_foreign(target)
+    _refuse_foreign(target, kind)
     partial = _partial_name(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -172,8 +172,8 @@ def write_artefact(path: str | Path, kind: str, inputs: dict[str, str], body: di
     write_json(path, {**head, **body})
 
 
-def read_artefact(path: str | Path, kind: str) -> dict[str, Any]:
-    """Read an artefact of this kind, head and body in one dict.
+def read_artefact(path: str | Path, kind: str, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """Read an artefact of this kind, head and body in one dict, in which `keys` are.
 
     Raises: UserError when it is missing, unreadable, not whole, or of another kind or schema.
     """
@@ -191,6 +191,9 @@ def read_artefact(path: str | Path, kind: str) -> dict[str, Any]:
         raise UserError(f"{path} is of kind {found_kind!r}, but {kind!r} is needed; {remake}")
     if found.get("schema") != SCHEMA:
         raise UserError(f"{path} has schema {found.get('schema')!r}, this version reads {SCHEMA}; {remake}")
+    for key in keys:
+        if key not in found:
+            raise UserError(f"{path} lacks {key!r}; {remake}")
     return found
 
 
@@ -225,24 +228,26 @@ def _remove_file(path: Path) -> None:
         return  # its folder is no folder or not ours; the error that brought us here says so
 
 
-def _refuse_foreign(target: Path) -> None:
+def _refuse_foreign(target: Path, kind: str | None) -> None:
     if not target.exists():
         return
     if not target.is_dir():
         raise UserError(f"{target} is a file, but a folder is to be written there; choose another output")
-    if any(target.iterdir()) and not any(_is_artefact(file) for file in target.glob("*.json")):
+    if any(target.iterdir()) and not any(_is_artefact(file, kind) for file in target.glob("*.json")):
+        other = f" as {kind}" if kind else ""
         raise UserError(
-            f"{target} holds files that local-experts did not write, and would be replaced; "
+            f"{target} holds files that local-experts did not write{other}, and would be replaced; "
             "choose another output folder or remove it yourself"
         )
 
 
-def _is_artefact(path: Path) -> bool:
+def _is_artefact(path: Path, kind: str | None) -> bool:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and {"kind", "schema"} <= found.keys()
+    is_ours = isinstance(found, dict) and {"kind", "schema"} <= found.keys()
+    return is_ours and kind in (None, found["kind"])
 
 
 def _take_place(new: Path, target: Path) -> None:

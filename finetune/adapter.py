@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -47,12 +47,20 @@ TENSORS_FILE = "adapter.safetensors"
 ARTEFACT_HEAD = {"kind", "schema", "inputs", "versions"}
 
 
-def attach(model: Any, plan: Mapping[str, Any], config: LoraConfig, seed: int, name: str = "default") -> int:
+def attach(
+    model: Any,
+    plan: Mapping[str, Any],
+    config: LoraConfig,
+    seed: int,
+    name: str = "default",
+    announces: bool = True,
+) -> int:
     """Freeze `model`, give the experts of `plan["experts"]` a LoRA; returns how many parameters train.
 
     `plan["experts"]` maps a layer index (as text) to expert ids; a layer not named or without ids gets none.
     With `config.attention` or `config.shared_experts` those of all layers get one too. Adapters attached
-    before, under other names, stay, and are switched off: the new one is active.
+    before, under other names, stay, and are switched off: the new one is active. What trains is printed when
+    it `announces`.
 
     Raises:
         UserError: nothing is chosen, a layer or expert does not exist, or the name cannot be used.
@@ -75,7 +83,8 @@ def attach(model: Any, plan: Mapping[str, Any], config: LoraConfig, seed: int, n
     set_active(model, name)
     n_trainable = sum(parameter.numel() for parameter in adapter_parameters(model).values())
     assert n_trainable == sum(value.numel() for value in model.parameters() if value.requires_grad)
-    say(count_line(name, n_trainable, config, chosen, linears))
+    if announces:
+        say(count_line(name, n_trainable, config, chosen, linears))
     return n_trainable
 
 
@@ -219,35 +228,72 @@ def load_adapter(model: Any, folder: str | Path, name: str = "default") -> dict[
         UserError: a file is missing, damaged or truncated, or belongs to another model or plan.
     """
     folder = Path(folder)
-    saved = read_artefact(folder / "adapter_config.json", "expert_adapter")
-    plan = read_artefact(folder / "plan.json", "expert_plan")
-    tensors_path = folder / TENSORS_FILE
-    if sha256_file(tensors_path) != saved["sha256"]:
-        raise UserError(
-            f"{tensors_path} is damaged or truncated (its sha256 differs): copy it again or train again"
-        )
-    if sha256_json(plan["experts"]) != saved["inputs"]["experts"]:
-        raise UserError(
-            f"{folder / 'plan.json'} is not the plan this adapter was trained with: copy it again"
-        )
-    fingerprint = model_fingerprint(model)
-    if fingerprint != saved["model_fingerprint"]:
-        raise UserError(
-            f"{folder} was trained on another model (fingerprint {saved['model_fingerprint'][:12]}, "
-            f"this one has {fingerprint[:12]}): load the base it was trained on"
-        )
-    # An option that came later is not in an older file: its default is what that adapter was trained with.
-    options = {field.name: saved[field.name] for field in fields(LoraConfig) if field.name in saved}
+    saved, plan, config, tensors = read_adapter_folder(folder)
+    require_base(folder, saved, model_fingerprint(model))
     former = active_adapter(model)
-    attach(model, plan, LoraConfig(**options), seed=0, name=name)
+    attach(model, plan, config, seed=0, name=name)
     try:
-        _load_state(model, load_file(tensors_path), tensors_path)
+        _load_state(model, tensors, folder / TENSORS_FILE)
     except UserError:
         detach(model, name)
         if former is not None:
             set_active(model, former)
         raise
     return saved
+
+
+class SavedAdapter(NamedTuple):
+    """What an adapter's folder holds: adapter_config.json, plan.json, the options in it, the tensors."""
+
+    saved: dict[str, Any]
+    plan: dict[str, Any]
+    config: LoraConfig
+    tensors: dict[str, torch.Tensor]
+
+
+def read_adapter_folder(folder: Path) -> SavedAdapter:
+    """Read the three files of an adapter and hold them against each other.
+
+    Raises:
+        UserError: a file is missing, damaged or truncated, or not the one it was saved with.
+    """
+    path, keys = folder / "adapter_config.json", ("inputs", "model_fingerprint", "sha256")
+    saved = read_artefact(path, "expert_adapter", keys)
+    plan = read_artefact(folder / "plan.json", "expert_plan", ("experts",))
+    tensors_path = folder / TENSORS_FILE
+    if sha256_file(tensors_path) != saved["sha256"]:
+        raise UserError(
+            f"{tensors_path} is damaged or truncated (its sha256 differs): copy it again or train again"
+        )
+    if saved["inputs"] != {"experts": sha256_json(plan["experts"])}:
+        raise UserError(
+            f"{folder / 'plan.json'} is not the plan this adapter was trained with: copy it again"
+        )
+    if not isinstance(saved["model_fingerprint"], str):
+        raise UserError(f"{path}: its model_fingerprint is damaged: copy it again")
+    # An option that came later is not in an older file: its default is what that adapter was trained with.
+    options = {field.name: saved[field.name] for field in fields(LoraConfig) if field.name in saved}
+    try:
+        config = LoraConfig(**options)
+        problems = config.problems()
+    except TypeError:
+        problems = [f"its rank, alpha or another option is of a wrong type ({options})"]
+    if problems:
+        raise UserError(f"{path}: {'; '.join(problems)}: copy it again")
+    tensors = load_file(tensors_path)
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise UserError(f"{tensors_path}: {name} holds values that are not finite: train it again")
+    return SavedAdapter(saved, plan, config, tensors)
+
+
+def require_base(folder: Path, saved: Mapping[str, Any], fingerprint: str) -> None:
+    """Raise UserError when the adapter in `folder` was trained on a model of another fingerprint."""
+    if fingerprint != saved["model_fingerprint"]:
+        raise UserError(
+            f"{folder} was trained on another model (fingerprint {saved['model_fingerprint'][:12]}, "
+            f"this one has {fingerprint[:12]}): load the base it was trained on"
+        )
 
 
 def _load_state(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:

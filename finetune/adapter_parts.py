@@ -4,20 +4,17 @@ Reads adapter folders against a model, which may be a skeleton without weights; 
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
 from torch import nn
 
-from data_recipes.artefact import UserError, read_artefact, sha256_file, sha256_json
-from finetune.adapter import TENSORS_FILE, adapter_parameters, attach, detach
+from data_recipes.artefact import UserError
+from finetune.adapter import TENSORS_FILE, adapter_parameters, attach, detach, read_adapter_folder
 from finetune.checkpoint_names import conversion_table, stored_as
-from finetune.config import LoraConfig
 from finetune.layouts import (
     PREFIX,
     AdapterParts,
@@ -40,14 +37,9 @@ def read_adapter(model: Any, folder: Path) -> tuple[dict[str, Any], AdapterParts
     Raises:
         UserError: a file is missing, damaged, or does not fit the others or the model.
     """
-    saved = read_artefact(folder / "adapter_config.json", "expert_adapter")
-    plan = read_artefact(folder / "plan.json", "expert_plan")
     path = folder / TENSORS_FILE
-    if sha256_file(path) != saved["sha256"] or sha256_json(plan["experts"]) != saved["inputs"]["experts"]:
-        raise UserError(f"{folder} is damaged: {path.name} or plan.json is not the one it was saved with")
-    tensors = load_file(path)
-    options = {field.name: saved[field.name] for field in fields(LoraConfig) if field.name in saved}
-    attach(model, plan, LoraConfig(**options), seed=0)
+    saved, plan, config, tensors = read_adapter_folder(folder)
+    attach(model, plan, config, seed=0, announces=False)
     try:
         own = adapter_parameters(model)
         shapes = {name: value.shape for name, value in tensors.items()}
@@ -72,11 +64,17 @@ def parts_of_tensors(
         UserError: a tensor that the model has no place for, of another shape, or of the old layout unsaid.
     """
     left = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
+    for name, value in left.items():
+        if name.endswith((".lora_A.weight", ".lora_B.weight")) and value.ndim != 2:
+            raise UserError(f"{name} has shape {tuple(value.shape)}: a LoRA tensor has two axes")
     modules = experts_modules(model)
     _refuse_other_axes(modules, config, left, is_old)
     # Each of these takes what it reads out of `left`.
     experts = _stacked_parts(modules, config, left, is_old)
-    experts |= _per_expert_parts(model, modules, config, left)
+    per_expert = _per_expert_parts(model, modules, config, left)
+    if twice := sorted(experts.keys() & per_expert.keys()):
+        raise UserError(f"{'.'.join(twice[0])} is there as one stack and expert by expert: keep one of them")
+    experts |= per_expert
     linears = _linears_of_tensors(model, config, left)
     parts = AdapterParts(experts, linears)
     _require_sizes(model, modules, parts)
@@ -199,8 +197,9 @@ def _stacked_parts(
         read = from_old_peft if is_old and not module.is_transposed else from_peft
         for parameter, key in _peft_keys(name, module, config, left).items():
             A, B = (left.pop(side) for side in pair_names(key))
+            part = read(A, B, module.n_experts, 1.0)
             scaling = scaling_of(config, f"{name}.{parameter}", len(A) // module.n_experts)
-            parts[name, parameter] = read(A, B, module.n_experts, scaling)
+            parts[name, parameter] = part._replace(scaling=scaling)
     return parts
 
 

@@ -130,7 +130,9 @@ class Worker:
             raise UserError(f"the bench's process of {self.contestant} {_ending(self.process.wait())}")
         found: dict[str, Any] = json.loads(line)
         if "error" in found:
-            raise UserError(f"the bench's process of {self.contestant} failed: {found['error']}")
+            # The worker chooses the device as the stages do, whose key that is.
+            reason = found["error"].replace("base.device", "device")
+            raise UserError(f"the bench's process of {self.contestant} failed: {reason}")
         return found
 
     def steps(self, n: int, with_rate: bool = True) -> dict[str, Any]:
@@ -214,6 +216,20 @@ def _workers(config: BenchConfig, contestants: Sequence[str], n_experts: int) ->
             worker.stop()
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Inside, SIGTERM unwinds this process as an interrupt does, so that the workers are ended with it."""
+
+    def unwind(_number: int, _frame: Any) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    former = signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
 def _round(
     workers: Mapping[str, Worker], number: int, n_steps: int, with_rate: bool = True
 ) -> dict[str, dict[str, Any]]:
@@ -275,7 +291,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(
             f"--json {arguments.json}: give a name that ends in .json; the plot gets its name too"
         )
-    report = run_bench(config)
+    with _terminable():
+        report = run_bench(config)
     print(table(report))
     if arguments.json:
         write_artefact(arguments.json, "bench", {}, report)

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightTransform
 
 from data_recipes.artefact import UserError
 from finetune.config import BaseConfig
-from finetune.model import resolve_model_path
+from finetune.model import auto_class, resolve_model_path
 
 
 class StoredAs(NamedTuple):
@@ -43,7 +43,7 @@ def skeleton(base: BaseConfig) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, revision=base.revision)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, base.dtype)).eval()
+            return auto_class(config).from_config(config, dtype=getattr(torch, base.dtype)).eval()
     except Exception as error:  # OSError, ValueError: each library has its own
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot read the config of the base {base.model!r}: {first_line}") from error

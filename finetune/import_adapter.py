@@ -79,7 +79,7 @@ def import_adapter(
     lora = LoraConfig(rank=rank, alpha=scaling * rank, **_linear_options(even))
     attach(model, plan, lora, seed=0)
     _fill(model, even)
-    with whole_folder(output) as partial:
+    with whole_folder(output, "expert_adapter") as partial:
         write_adapter_files(model, plan, lora, partial)
         detach(model)
         difference = largest_difference(wanted, read_adapter(model, partial)[1])

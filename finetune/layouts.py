@@ -15,6 +15,7 @@ Reads and writes no file. What the layouts are was read in these files:
 Legend: E experts, N chosen experts, R rank, I inputs and O outputs of a projection.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ def from_peft(A: torch.Tensor, B: torch.Tensor, n_experts: int, scaling: float) 
     Raises:
         UserError: the rows of A or the columns of B are no multiple of the number of experts.
     """
-    if len(A) % n_experts or A.shape[0] != B.shape[1]:
+    if len(A) < n_experts or len(A) % n_experts or A.shape[0] != B.shape[1]:
         raise UserError(
             f"A {tuple(A.shape)} and B {tuple(B.shape)} do not hold one rank for each of {n_experts} experts"
         )
@@ -259,7 +260,9 @@ def _difference(mine: Callable[[], torch.Tensor] | None, other: Callable[[], tor
     first, second = (build() if build else torch.zeros(1) for build in (mine, other))
     largest = float(torch.maximum(first.abs().max(), second.abs().max()))
     difference = float((first - second).abs().max())
-    return difference / largest if largest else difference
+    share = difference / largest if largest else difference
+    # NaN is below and above nothing: as a difference it must be the largest there is.
+    return share if math.isfinite(share) else math.inf
 
 
 def _pair(tensors: Mapping[str, torch.Tensor], module: str) -> tuple[torch.Tensor, torch.Tensor]:

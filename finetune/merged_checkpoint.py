@@ -10,9 +10,10 @@ header, the header as JSON with each tensor's dtype, shape and place, then the t
 """
 
 import json
+import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +29,8 @@ from finetune.layouts import AdapterParts, ExpertPart, delta, experts_modules, l
 from finetune.model import resolve_model_path
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-# Weights in other formats beside the safetensors: they would be the unmerged ones.
-LEFT_OUT = (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+# Files of weights, of which only those of the checkpoint itself are copied.
+LEFT_OUT = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 OPERATIONS = (
     {"MergeModulelist"},
     {"MergeModulelist", "Concatenate"},
@@ -71,32 +72,61 @@ def checkpoint_folder(base: BaseConfig) -> Path:
 
 
 def read_places(folder: Path) -> dict[str, Place]:
-    """Every tensor of the *.safetensors files of a folder, from their headers.
+    """Every tensor of the checkpoint in a folder, from the headers of its files.
 
     Raises:
-        UserError: there are none, or a file is damaged.
+        UserError: there are none, a file is missing or damaged, or two hold a tensor of one name.
     """
     places: dict[str, Place] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                # Else the first bytes of another format ask for more memory than there is.
-                header = json.loads(file.read(min(length, path.stat().st_size)))
-        except ValueError as error:
-            raise UserError(f"{path} is damaged, or no safetensors file: copy it again") from error
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            start, end = (8 + length + offset for offset in entry["data_offsets"])
-            places[name] = Place(path.name, entry["dtype"], entry["shape"], start, end)
-        if (
-            max((place.end for place in places.values() if place.file == path.name), default=0)
-            > path.stat().st_size
-        ):
-            raise UserError(f"{path} is truncated: copy it again")
+    for path in _weight_files(folder):
+        for name, place in _header(path).items():
+            if name in places:
+                raise UserError(
+                    f"{folder}: {name} is in {places[name].file} and in {place.file}: remove the file that "
+                    "is not of this checkpoint"
+                )
+            places[name] = place
     if not places:
         raise UserError(f"{folder} has no *.safetensors files: merging needs the base in that format")
     return places
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that transformers loads: the one file, else those of the index, else all there are."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists():
+        return [whole]
+    if not index.exists():
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        paths = [folder / name for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} holds no weight_map of tensors and files: copy it again") from error
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{index} names {path.name}, which is not there: copy the checkpoint again")
+    return paths
+
+
+def _header(path: Path) -> dict[str, Place]:
+    """The tensors of one file."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            # Else the first bytes of another format ask for more memory than there is.
+            header = json.loads(file.read(min(length, size)))
+        header.pop("__metadata__", None)
+        found = {}
+        for name, entry in header.items():
+            start, end = (8 + length + offset for offset in entry["data_offsets"])
+            found[name] = Place(path.name, entry["dtype"], list(entry["shape"]), start, end)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged, or no safetensors file: copy it again") from error
+    if max((place.end for place in found.values()), default=0) > size:
+        raise UserError(f"{path} is truncated: copy it again")
+    return found
 
 
 def planned_changes(model: Any, parts: AdapterParts, places: Mapping[str, Place]) -> list[Change]:
@@ -126,8 +156,11 @@ def planned_changes(model: Any, parts: AdapterParts, places: Mapping[str, Place]
 
 def write_merged(source: Path, target: Path, changes: list[Change], places: Mapping[str, Place]) -> None:
     """Copy the checkpoint of `source` to `target` and add the changes there."""
+    weight_files = {place.file for place in places.values()}
     for path in sorted(source.iterdir()):
-        if path.is_file() and not path.name.startswith(".") and path.suffix not in LEFT_OUT:
+        # Other weights beside these, in whatever format, would be the unmerged ones.
+        is_other = path.suffix in LEFT_OUT and path.name not in weight_files
+        if path.is_file() and not path.name.startswith(".") and not is_other:
             shutil.copyfile(path, target / path.name)
     for change in changes:
         place = places[change.name]
@@ -156,16 +189,20 @@ def check_merged(
         found = _read(target, change, place)
         # Half a unit in the last place is at most eps / 2 of the value; the rest is for subnormal numbers.
         allowed = torch.finfo(found.dtype).eps / 2 * expected.abs() + torch.finfo(found.dtype).tiny
-        worst = max(worst, float(((found.double() - expected).abs() / allowed).max()))
+        share = float(((found.double() - expected).abs() / allowed).max())
+        worst = max(worst, share if math.isfinite(share) else math.inf)  # NaN is above nothing
     if not worst <= 1.01:  # float64 to bfloat16 goes through float32 and so rounds twice
         raise UserError(
             f"the merged checkpoint differs from W + update by {worst:.3g} times what rounding may cost: "
             "nothing is written; please report this"
         )
-    changed = {change.name for change in changes}
+    changed: dict[str, set[int | None]] = {}
+    for change in changes:
+        changed.setdefault(change.name, set()).add(change.expert)
     touched_files = {places[name].file for name in changed}
     for name, place in places.items():
-        if place.file in touched_files and name not in changed and not _same_bytes(source, target, place):
+        kept = _kept(place, changed.get(name, set())) if place.file in touched_files else ()
+        if not all(_same_bytes(source, target, part) for part in kept):
             raise UserError(
                 f"{name} changed while others were merged: nothing is written; please report this"
             )
@@ -256,6 +293,19 @@ def _read(folder: Path, change: Change, place: Place) -> torch.Tensor:
         if change.expert is None:
             return file.get_tensor(change.name)
         return file.get_slice(change.name)[change.expert]
+
+
+def _kept(place: Place, changed: Set[int | None]) -> list[Place]:
+    """The parts of a tensor that merging leaves as they are: all, none, or the other experts' slices."""
+    if not changed or None in changed:
+        return [] if changed else [place]
+    size = (place.end - place.start) // place.shape[0]
+    starts = {expert: place.start + expert * size for expert in range(place.shape[0])}
+    return [
+        place._replace(start=start, end=start + size)
+        for expert, start in starts.items()
+        if expert not in changed
+    ]
 
 
 def _same_bytes(source: Path, target: Path, place: Place, step: int = 1 << 24) -> bool:

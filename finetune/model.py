@@ -6,12 +6,24 @@ The only file that may name a kind of accelerator.
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from data_recipes.artefact import UserError, sha256_json
@@ -48,6 +60,18 @@ def choose_device(name: str) -> torch.device:
         ) from error
 
 
+def auto_class(config: Any) -> Any:
+    """The auto class for a model of `config`: of causal language models, else of those that see images too.
+
+    The second kind answers texts without any image as the first does. What neither knows is the first's,
+    whose message names the families it knows.
+    """
+    is_image_text = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if is_image_text and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
 def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the base in evaluation mode with every parameter frozen, and its tokenizer.
 
@@ -66,7 +90,8 @@ def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         disable_progress_bar()  # it loads in a blink; a bar helps with a large one
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=base.revision)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(path, revision=base.revision)
+        loaded: Any = auto_class(config).from_pretrained(
             path,
             revision=base.revision,
             dtype=getattr(torch, base.dtype),
@@ -94,16 +119,34 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     Adapters attached to the model, the device and the experts implementation do not change it. Values are
     compared in float32, so a bfloat16 checkpoint has one fingerprint in either dtype.
     """
-    config = {key: value for key, value in model.config.to_dict().items() if key not in _LOADING_KEYS}
-    digest = hashlib.sha256(sha256_json(json.loads(json.dumps(config, default=str))).encode())
-    tensors = {name.replace(".base_layer", ""): tensor for name, tensor in model.state_dict().items()}
-    for name in sorted(tensors):
-        if "expert_lora." in name or ".lora_" in name:
-            continue
-        digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
+    tensors = {
+        name.replace(".base_layer", ""): tensor
+        for name, tensor in model.state_dict().items()
+        if "expert_lora." not in name and ".lora_" not in name
+    }
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    def sample_of(name: str) -> torch.Tensor:
         flat = tensors[name].detach().flatten()
-        sample = flat[:: max(1, len(flat) // _N_SAMPLED)]
-        digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
+        return flat[:: sampled_positions(len(flat)).step]
+
+    return fingerprint_of(model.config, shapes, sample_of)
+
+
+def sampled_positions(n_values: int) -> range:
+    """The places in a tensor of `n_values`, laid flat, whose values go into the fingerprint."""
+    return range(0, n_values, max(1, n_values // _N_SAMPLED))
+
+
+def fingerprint_of(
+    config: Any, shapes: Mapping[str, tuple[int, ...]], sample_of: Callable[[str], torch.Tensor]
+) -> str:
+    """The fingerprint of a model with this config and these tensors; `sample_of` gives a tensor's sample."""
+    identity = {key: value for key, value in config.to_dict().items() if key not in _LOADING_KEYS}
+    digest = hashlib.sha256(sha256_json(json.loads(json.dumps(identity, default=str))).encode())
+    for name in sorted(shapes):
+        digest.update(f"{name} {shapes[name]}".encode())
+        digest.update(sample_of(name).to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()
 
 

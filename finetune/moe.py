@@ -40,7 +40,10 @@ class MoeLayer:
 
 
 class RouterOutput(NamedTuple):
-    """What a router returned: scores before any bias, the weights of the chosen experts, and their ids."""
+    """What a router returned: scores before any bias, the weights of the chosen experts, and their ids.
+
+    The id `n_experts` means no expert: the token skips the mixture, and its weight is 0.
+    """
 
     logits_NE: torch.Tensor
     weights_NK: torch.Tensor
@@ -78,7 +81,8 @@ def router_output(layer: MoeLayer, output: Any) -> RouterOutput:
     """Check what `layer.router` returned and name its parts.
 
     The true choice is `indices_NK`: top-k over the logits picks the wrong experts where a bias or groups
-    take part (GLM, DeepSeek).
+    take part (GLM, DeepSeek). Where the router has a class more than there are experts (Zaya), a token in
+    that class gets the id `n_experts`: Zaya itself returns expert 0 for it, with weight 0.
 
     Raises:
         UserError: not a (logits, weights, indices) triple of the expected shapes, or an id out of range.
@@ -100,6 +104,9 @@ def router_output(layer: MoeLayer, output: Any) -> RouterOutput:
     last = layer.n_experts - 1
     if found.indices_NK.numel() and not 0 <= found.indices_NK.min() <= found.indices_NK.max() <= last:
         raise UserError(f"{layer.name}: an expert id outside 0..{last}: run without expert parallelism")
+    if found.logits_NE.shape[-1] == layer.n_experts + 1:
+        skips_NK = found.weights_NK == 0
+        found = found._replace(indices_NK=found.indices_NK.masked_fill(skips_NK, layer.n_experts))
     return found
 
 

@@ -9,7 +9,10 @@ from typing import Any
 
 import transformers
 from torch import nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from data_recipes.artefact import UserError
 from finetune.moe import MoeLayer, moe_layers
@@ -44,9 +47,11 @@ the adapter no gradient; a chosen expert without tokens has a gradient of zero; 
 model is the base bit for bit; the experts run what the router named; in bfloat16 the first layer is
 within 5 % (norm of the error) of the float32 answer.
 
-**`base.model`** is whether `AutoModelForCausalLM`, which the stages load with, knows the family; *text model*
-where it knows the text model alone and not the wrapper that sees or hears as well. Where it says *in code*,
-load the model yourself and call `finetune.adapter.attach`.
+**`base.model`** is whether the stages can load the family, by transformers' own lists: with
+`AutoModelForCausalLM`, or where it says *image and text* with `AutoModelForImageTextToText` (of these a tiny
+Qwen3-VL-MoE was loaded whole and its adapter exported to PEFT); *text model* where the text model alone is
+known and not the wrapper that sees or hears as well. Where it says *in code*, load the model yourself and
+call `finetune.adapter.attach`.
 """
 HEAD = """| family | `model_type` | `base.model` | experts | router | shared experts | checked | works |
 |---|---|---|---|---|---|---|---|
@@ -95,6 +100,8 @@ def _loaded_by(name: str, family: Family) -> str:
     published = name if family.model_type.endswith("_text") else family.model_type
     if published in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return "yes"
+    if published in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return "yes (image and text)"
     return "text model" if family.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "in code"
 
 

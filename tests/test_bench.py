@@ -2,6 +2,9 @@
 
 import json
 import signal
+import subprocess
+import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -254,11 +257,29 @@ def test_a_process_that_ends_is_named(number: signal.Signals, message: str):
     worker.stop()
 
 
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes as Linux shows them")
+def test_a_terminated_bench_ends_its_workers_in_the_midst_of_a_step(tmp_path: Path):
+    line = [sys.executable, "-m", "finetune.cli", "bench", "--config", tiny_file(tmp_path)]
+    changes = ["contestants=[floor]", "steps_per_round=1000000"]
+    bench = subprocess.Popen([*line, *changes], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert bench.stderr is not None
+    said = ""
+    while "rounds" not in said:  # the bar is drawn when the worker has answered
+        said += bench.stderr.read(1) or pytest.fail(said)
+    time.sleep(1.0)  # until it has begun its steps
+    children = Path(f"/proc/{bench.pid}/task/{bench.pid}/children").read_text().split()
+    assert len(children) == 1
+    bench.terminate()
+    bench.communicate(timeout=60)
+    assert bench.returncode == 128 + signal.SIGTERM
+    assert not Path(f"/proc/{children[0]}").exists()
+
+
 @pytest.mark.slow
 def test_a_worker_that_fails_hands_its_message_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     changes = ["device=warp", "contestants=[floor]"]
     assert main(["bench", "--config", tiny_file(tmp_path), *changes]) == 2
-    assert "error: the bench's process of floor failed: base.device is 'warp'" in capsys.readouterr().err
+    assert "error: the bench's process of floor failed: device is 'warp'" in capsys.readouterr().err
 
 
 def check_report(path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from tuned_bases import (
     GLM_EXPERTS,
     build_gpt_oss,
     build_mixtral,
+    build_qwen3_vl,
     logits,
     plain,
     save_base,
@@ -27,8 +28,11 @@ from tuned_bases import (
 
 from data_recipes.artefact import UserError, read_artefact, sha256_file
 from finetune import export
+from finetune.checkpoint_fingerprint import checkpoint_fingerprint
+from finetune.checkpoint_names import skeleton
 from finetune.config import BaseConfig
 from finetune.export import export_adapter
+from finetune.import_adapter import import_adapter
 from finetune.layouts import AdapterParts, ExpertPart, LinearPart, to_peft
 from finetune.model import load_model, model_fingerprint
 from finetune.peft_folder import write_peft_folder
@@ -82,6 +86,21 @@ def test_other_families_reach_plain_peft_and_a_merged_checkpoint(
     torch.testing.assert_close(logits(merged), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_base_that_sees_images_too_is_loaded_and_reaches_plain_peft(
+    tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    base = save_base(build_qwen3_vl(), tiny_tokenizer, tmp_path / "base")
+    adapter = save_trained(base, {"0": [1, 3], "1": [0]}, attention=False, folder=tmp_path / "adapter")
+    expected = tuned_logits(base, adapter)
+    assert not torch.allclose(expected, logits(plain(base)), atol=1e-2)
+    export_adapter(adapter, "peft", tmp_path / "peft", base)
+    loaded = PeftModel.from_pretrained(plain(base), str(tmp_path / "peft"))
+    torch.testing.assert_close(logits(loaded), expected, rtol=1e-5, atol=1e-5)
+    # Its checkpoints hold the stacks turned.
+    with pytest.raises(UserError, match=r"cannot write \(Transpose\): export it with --to peft"):
+        export_adapter(adapter, "merged", tmp_path / "merged", base, "deltas")
+
+
 def test_the_vllm_file_has_every_expert_of_a_touched_layer(base: BaseConfig, tmp_path: Path) -> None:
     adapter = save_trained(base, {"2": [2, 7]}, attention=False, folder=tmp_path / "adapter")
     export_adapter(adapter, "vllm", tmp_path / "vllm", base)
@@ -122,15 +141,41 @@ def test_mixtral_names_are_those_of_its_checkpoints(tiny_tokenizer: Any, tmp_pat
     }
 
 
-def test_a_file_for_a_server_needs_no_weights_of_the_base(
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["glm", "glm tied", "mixtral", "gpt_oss"])
+def test_the_files_of_a_base_give_the_fingerprint_of_its_weights(
+    family: str, dtype: Any, tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    builders: dict[str, Callable[[], Any]] = {"mixtral": build_mixtral, "gpt_oss": build_gpt_oss}
+    build = builders.get(family, lambda: tiny_model_factory(tie_word_embeddings=family == "glm tied"))
+    saved = save_base(build(), tiny_tokenizer, tmp_path / "base")
+    base = BaseConfig(model=saved.model, dtype=dtype, device="cpu")
+    expected = model_fingerprint(load_model(base)[0])
+    assert checkpoint_fingerprint(skeleton(base), Path(base.model)) == expected
+
+
+@pytest.mark.parametrize("to", ["peft", "vllm", "sglang", "merged"])
+def test_another_base_is_refused_without_running_it_too(
+    base: BaseConfig, tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path, to: str
+) -> None:
+    adapter = save_trained(base, GLM_EXPERTS, attention=False, folder=tmp_path / "adapter")
+    other = save_base(tiny_model_factory(vocab_size=262, seed=1), tiny_tokenizer, tmp_path / "other")
+    with pytest.raises(UserError, match="was trained on another model"):
+        export_adapter(adapter, to, tmp_path / "out", other, "deltas")
+    (Path(base.model) / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no \*\.safetensors files"):
+        export_adapter(adapter, to, tmp_path / "out", base, "deltas")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_trains_is_printed_once(
     base: BaseConfig, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (Path(base.model) / "model.safetensors").unlink()
-    export_adapter(adapter, "sglang", tmp_path / "sglang", base)
-    assert "was not checked" in capsys.readouterr().out
-    assert not read_artefact(tmp_path / "sglang" / "export.json", "adapter_export")["check"][
-        "fingerprint_compared"
-    ]
+    capsys.readouterr()
+    export_adapter(adapter, "peft", tmp_path / "peft", base)
+    assert capsys.readouterr().out.count("trainable parameters") == 1
+    import_adapter(tmp_path / "peft", tmp_path / "back", base)
+    assert capsys.readouterr().out.count("trainable parameters") == 1
 
 
 @pytest.mark.parametrize(
@@ -161,9 +206,11 @@ def test_lora_on_a_shared_expert_reaches_that_one_and_not_the_routed_ones(
         torch.randn(2, 32, generator=generator), torch.randn(16, 2, generator=generator), scaling=0.5
     )
     model = plain(base)
-    tensors, modules, parameters = export._peft_tensors(model, AdapterParts({}, {name: linear}))
-    tensors = {f"base_model.model.{key}": value for key, value in tensors.items()}
-    write_peft_folder(tmp_path, tensors, 2, 0.5, base.model, modules, parameters)
+    parts = AdapterParts({}, {name: linear})
+    tensors = {f"base_model.model.{key}": value for key, value in export._peft_tensors(model, parts)}
+    shapes = {key: value.shape for key, value in tensors.items()}
+    targets = export._peft_targets(parts)
+    write_peft_folder(tmp_path, shapes, tensors.items(), 2, 0.5, base.model, *targets)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     merged: Any = PeftModel.from_pretrained(model, str(tmp_path))
     after = merged.merge_and_unload().state_dict()
@@ -206,7 +253,7 @@ def test_a_damaged_adapter_and_another_base_are_refused(
         export_adapter(adapter, "sglang", tmp_path / "out", BaseConfig(model=str(tmp_path / "nowhere")))
     path = adapter / "adapter.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
-    with pytest.raises(UserError, match=r"is damaged: adapter\.safetensors or plan\.json"):
+    with pytest.raises(UserError, match=r"adapter\.safetensors is damaged or truncated"):
         export_adapter(adapter, "sglang", tmp_path / "out", base)
     assert not (tmp_path / "out").exists()
 

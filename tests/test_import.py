@@ -293,7 +293,7 @@ def test_tensors_without_a_place_in_the_base_are_refused_by_name(
     config = json.loads((exported / CONFIG).read_text())
     tensors = load_file(exported / TENSORS)
     name = "base_model.model.model.layers.1.mlp.experts.{}.up_proj.lora_{}.weight"
-    stranger = {"base_model.model.model.layers.9.mlp.gate.lora_A.weight": torch.ones(1)}
+    stranger = {"base_model.model.model.layers.9.mlp.gate.lora_A.weight": torch.ones(1, 1)}
     with pytest.raises(UserError, match=r"1 tensor.*'model\.layers\.9\.mlp\.gate\.lora_A\.weight'"):
         parts_of_tensors(model, config, tensors | stranger)
     ninth = {

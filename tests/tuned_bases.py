@@ -5,17 +5,19 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
+    AutoConfig,
     GptOssConfig,
     GptOssForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
 )
 
 from finetune.adapter import adapter_parameters, attach, save_adapter
 from finetune.adapter_parts import read_adapter
 from finetune.config import BaseConfig, LoraConfig
-from finetune.model import load_model, model_fingerprint
+from finetune.model import auto_class, load_model, model_fingerprint
 
 TOKENS = torch.randint(1, 120, (2, 40), generator=torch.Generator().manual_seed(4))
 GLM_EXPERTS = {"1": [0, 5], "2": [2]}
@@ -47,6 +49,17 @@ def build_mixtral() -> Any:
     )
 
 
+def build_qwen3_vl() -> Any:
+    """A model that sees images too: no causal language model to transformers."""
+    torch.manual_seed(0)
+    text = SIZES | {"intermediate_size": 16, "moe_intermediate_size": 16, "num_experts": 4}
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [3, 3, 2]}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+    config = Qwen3VLMoeConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
+    return Qwen3VLMoeForConditionalGeneration(config).float().eval()
+
+
 def save_base(model: Any, tokenizer: Any, folder: Path) -> BaseConfig:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -68,7 +81,9 @@ def save_trained(base: BaseConfig, experts: dict[str, list[int]], attention: boo
 
 def plain(base: BaseConfig) -> Any:
     """The base as transformers loads it, without anything of ours."""
-    return AutoModelForCausalLM.from_pretrained(base.model).eval()
+    path = base.model
+    auto: Any = auto_class(AutoConfig.from_pretrained(path))
+    return auto.from_pretrained(path).eval()
 
 
 def tuned_logits(base: BaseConfig, adapter: Path) -> torch.Tensor:

@@ -7,6 +7,7 @@ the chosen experts and nothing changed elsewhere. `finetune/families.md` is the 
 
 import os
 import re
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,8 @@ from tests.tiny_families import FAMILIES, N_EXPERTS, OWN_CODE, build_tiny_family
 
 RANK, ALPHA = 3, 6.0
 SCALING = 2.0  # ALPHA / RANK
-PATHS = ("grouped_mm", "eager")
+# Name of a path -> experts implementation and threads: with two of them, experts are multiplied in pairs.
+PATHS = {"grouped": ("grouped_mm", 1), "paired": ("grouped_mm", 2), "eager": ("eager", 1)}
 # Largest error of a tensor over its largest value.
 TOLERANCE = 1e-5
 # Norm of the error over the norm of the answer: bfloat16 keeps 8 bits, and a few products follow one another.
@@ -49,6 +51,19 @@ class Answer(NamedTuple):
 
     output: torch.Tensor
     gradients: Parts
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def use_path(model: Any, path: str) -> None:
+    implementation, n_threads = PATHS[path]
+    model.set_experts_implementation(implementation)
+    torch.set_num_threads(n_threads)
 
 
 def token_batch() -> Batch:
@@ -260,7 +275,7 @@ def test_a_family_trains_its_chosen_experts_and_nothing_else(family: str) -> Non
     expected = dense_answer(model, batch)
     detach(model)
     for path in PATHS:
-        model.set_experts_implementation(path)
+        use_path(model, path)
         with torch.no_grad():
             base = forward(model, batch)
         attach_random(model, plan)
@@ -284,7 +299,7 @@ def test_a_family_trains_its_chosen_experts_and_nothing_else(family: str) -> Non
 def test_each_path_with_and_without_checkpointing(family: str, path: str, checkpoint: bool) -> None:
     model, batch = build_tiny_family(FAMILIES[family]), token_batch()
     plan = plan_from_routing(model, batch)
-    model.set_experts_implementation(path)
+    use_path(model, path)
     attach_random(model, plan)
     if checkpoint and not FAMILIES[family].checkpoints:
         with pytest.raises(ValueError, match="not compatible with gradient checkpointing"):

@@ -111,7 +111,10 @@ def test_a_rare_expert_does_not_win_by_its_lift() -> None:
 
 
 def test_equal_lifts_go_to_more_target_tokens_and_then_to_the_lower_id() -> None:
-    target, general = np.array([[3, 9, 9, 79]]), np.array([[1, 3, 3, 93]])  # 3 / 1 and 9 / 3 are the same lift
+    target, general = (
+        np.array([[3, 9, 9, 79]]),
+        np.array([[1, 3, 3, 93]]),
+    )  # 3 / 1 and 9 / 3 are the same lift
     found = [expert_ids(contrast(target, general, share, 0.0)) for share in (0.05, 0.1, 0.19)]
     assert found == [[[1]], [[1, 2]], [[0, 1, 2]]]
 

@@ -31,19 +31,18 @@ def touched_tokens(counts_LE: np.ndarray, chosen_LE: np.ndarray, top_k: int) -> 
     """Bounds of the share of tokens with at least one chosen expert: [..., L, 2], at least and at most.
 
     Counts do not tell which experts a token had together, so the share itself is not known from them. With s
-    the coverage (over experts, last axis) and n the number of chosen experts of the layer, it is at least
-    K s / min(K, n) (no token has more than that many of them), at least K times the largest share among the
-    chosen, 1 if fewer than K experts are not chosen, and at most min(1, K s) (Boole's inequality).
+    the coverage (over experts, last axis), it is at least s (no token has more than K of them) and at least K
+    times the largest share of a chosen expert, it is 1 if fewer than K experts of the layer are not chosen,
+    and it is at most min(1, K s) (Boole's inequality).
 
     Raises:
         UserError: as `coverage`.
     """
-    most_L = top_k * coverage(counts_LE, chosen_LE)
-    n_chosen_L = chosen_LE.sum(axis=-1)
-    largest_L = top_k * np.where(chosen_LE, expert_shares(counts_LE), 0).max(axis=-1)
-    least_L = np.maximum(most_L / np.clip(n_chosen_L, 1, top_k), largest_L)
-    least_L = np.where(counts_LE.shape[-1] - n_chosen_L < top_k, 1.0, least_L)
-    return np.minimum(np.stack([least_L, np.maximum(least_L, most_L)], axis=-1), 1.0)
+    coverage_L = coverage(counts_LE, chosen_LE)
+    largest_L = np.where(chosen_LE, expert_shares(counts_LE), 0).max(axis=-1)
+    least_L = np.maximum(coverage_L, top_k * largest_L)
+    least_L = np.where((~chosen_LE).sum(axis=-1) < top_k, 1.0, least_L)
+    return np.minimum(np.stack([least_L, np.maximum(least_L, top_k * coverage_L)], axis=-1), 1.0)
 
 
 def hottest_share(counts_LE: np.ndarray) -> np.ndarray:

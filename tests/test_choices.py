@@ -212,7 +212,7 @@ def cases() -> list[tuple[np.ndarray, np.ndarray, float]]:
     generator = np.random.default_rng(2)
     found = []
     for _ in range(40):
-        n_layers, n_experts = generator.integers(1, 5), generator.integers(2, 20)
+        n_layers, n_experts = int(generator.integers(1, 5)), int(generator.integers(2, 20))
         counts = generator.permuted(np.tile(np.arange(1, n_experts + 1) ** 2, (n_layers, 1)), axis=1)
         counts = counts * 101 + np.arange(n_layers)[:, None]  # no two experts of two layers have one share
         general = generator.integers(1, 5000, (n_layers, n_experts))

@@ -169,6 +169,15 @@ def test_a_replicate_without_a_row_of_a_language_that_decides_is_left_out() -> N
     assert plan["stability"] is None and "10 replicates" in plan["warnings"][0]
 
 
+def test_replicates_are_of_the_layers_that_the_target_reached() -> None:
+    with_none = [np.insert(found, 1, 0, axis=1) for found in REPLICATES.values()]
+    counts = {name: np.insert(found, 1, 0, axis=0) for name, found in TWO.items()}
+    profile = of_languages(counts, replicates=dict(zip(REPLICATES, with_none, strict=True)))
+    plan = build_plan(profile, SelectConfig(share=0.5))
+    assert plan["experts"] == {"3": [0], "7": [2]}
+    assert plan["probability"] == {"3": {"0": 0.9, "1": 0.1}, "7": {"2": 1.0}}
+
+
 def test_target_languages_add_up_in_each_replicate() -> None:
     profile = of_languages(
         {"ta": [[6, 4, 0]], "te": [[0, 4, 6]]},
@@ -205,7 +214,8 @@ def test_every_replicate_is_chosen_from_as_if_it_were_the_profile(method: str) -
 def test_stability_is_none_where_the_replicates_do_not_hold_what_decided() -> None:
     profile = of_languages(TWO, replicates=REPLICATES, kinds="answer")
     assert build_plan(profile, SelectConfig())["stability"] is not None
-    for asked in ({"kinds": "all"}, {"sources": ("",)}):
+    others: list[dict[str, Any]] = [{"kinds": "all"}, {"sources": ("",)}]
+    for asked in others:
         plan = build_plan(profile, SelectConfig(**asked))
         assert plan["stability"] is None and plan["probability"] == {}
         (warning,) = plan["warnings"]

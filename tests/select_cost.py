@@ -53,6 +53,7 @@ def large_profile() -> Profile:
         "model_fingerprint": "",
         "tokenizer_fingerprint": "",
         "kinds": "all",
+        "shards": [],
         "roles": {name: "general" if number else "target" for number, name in enumerate(names)},
     }
     counts_CLE = np.stack(list(counts.values()))

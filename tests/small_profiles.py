@@ -36,6 +36,9 @@ def small_profile(
         "kinds": "all",
         "seed": 0,
         "roles": {name: "general" if name in general else "target" for name in languages},
+        "n_tokens": dict.fromkeys(languages, 10),
+        "n_rows": dict.fromkeys(languages, 2),
+        "shards": [],
     }
     return Profile(
         standard | head,

@@ -29,7 +29,7 @@ STAGES = {
     "run": Stage("finetune.run", "the whole way: data to report, each stage only when it is needed", False),
     "data": Stage("data_recipes.build", "build a dataset from a recipe", False),
     "profile": Stage("finetune.routing", "count which experts each language uses"),
-    "select": Stage("finetune.selection", "choose the experts to tune"),
+    "select": Stage("finetune.selection", "choose the experts to tune", False),
     "train": Stage("finetune.train", "train LoRA on the chosen experts"),
     "eval": Stage("eval.evaluate", "compare base and tuned on held-out rows"),
     "report": Stage("eval.report", "write report.json and report.html"),

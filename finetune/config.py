@@ -17,6 +17,11 @@ from data_recipes.settings import load_settings
 # Names that stand for a model shipped inside this package; any other name is a folder or a Hub id.
 SHIPPED_MODELS = {"tiny-glm": Path(__file__).parent / "tiny_glm"}
 
+# finetune/choices.py defines each: those that follow the routing, and the controls that do not. none chooses
+# no expert, for attention or shared experts alone.
+CountingMethod = Literal["token_share", "gate_mass", "top_k", "contrast", "budget"]
+SelectMethod = Literal[CountingMethod, "random", "all", "none"]
+
 
 def out_of_range(values: dict[str, float | None], minimum: float = 1) -> list[str]:
     """One problem for each named value below `minimum`; None (not set) passes."""
@@ -59,14 +64,30 @@ class ProfileConfig:
 class SelectConfig:
     """Which experts are tuned."""
 
-    method: Literal["token_share", "gate_mass", "random", "all"] = "token_share"
+    method: SelectMethod = "token_share"
     share: float = 0.5  # of a layer's routed tokens (or gate mass) that its chosen experts must reach, 0 to 1
-    match: bool = True  # random: as many experts in each layer as token_share takes (equal budgets)
+    k: int | None = None  # top_k: experts of each layer
+    budget: int | None = None  # budget: of all layers together, in budget_unit
+    # parameters: of the adapter at rank 1 (divide by lora.rank); bytes: of the experts' own weights
+    budget_unit: Literal["experts", "parameters", "bytes"] = "experts"
+    kinds: Literal["prompt", "answer", "all"] | None = None  # tokens that decide; None is as profile.kinds
+    sources: tuple[str, ...] = ()  # sources of rows that decide; empty is all
+    floor: float = 0.5  # contrast: least traffic of a chosen expert, as a multiple of even routing, 0 to 1
+    # random: as many experts in each layer as that method takes (equal budgets); true is token_share, false
+    # is `share` of all experts
+    match: CountingMethod | bool = True
     seed: int = 0  # of the random method
 
     def problems(self) -> list[str]:
         """Values no run can use, as "key: reason"."""
         wrong = [] if 0 < self.share <= 1 else ["share: must be above 0 and at most 1"]
+        wrong += [] if 0 <= self.floor <= 1 else ["floor: must be at least 0 and at most 1"]
+        used = (self.method, self.match if self.method == "random" else None)
+        if "top_k" in used and self.k is None:
+            wrong.append("k: top_k needs it, as select.k=8: how many experts of each layer")
+        if "budget" in used and self.budget is None:
+            wrong.append("budget: the method of that name needs it, as select.budget=100")
+        wrong += out_of_range({"k": self.k, "budget": self.budget})
         return wrong + out_of_range({"seed": self.seed}, minimum=0)
 
 
@@ -171,6 +192,11 @@ class RunConfig:
         wrong = out_of_range({"seed": self.seed}, minimum=0)
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             wrong.append('name: use letters, digits, ".", "-" and "_" only; it names a folder')
+        if self.select.method == "none" and not (self.lora.attention or self.lora.shared_experts):
+            wrong.append(
+                "select.method: none leaves nothing to train: set lora.attention or lora.shared_experts to "
+                "true, or choose experts"
+            )
         return wrong
 
 
@@ -182,14 +208,19 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
     return load_settings(RunConfig, path, overrides)
 
 
+def config_parser(stage: str, purpose: str) -> argparse.ArgumentParser:
+    """The command line every stage shares: `--config FILE [key=value ...]`, to be parsed intermixed."""
+    parser = argparse.ArgumentParser(prog=f"local-experts {stage}", description=purpose, allow_abbrev=False)
+    parser.add_argument("--config", required=True, metavar="FILE", help="as configs/runs/quickstart.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as train.steps=50")
+    return parser
+
+
 def config_from_arguments(argv: Sequence[str] | None, stage: str, purpose: str) -> RunConfig:
     """Read the command line every stage shares: `--config FILE [key=value ...]`.
 
     Raises: UserError for a bad config; SystemExit after `--help` or a malformed command line.
     """
-    parser = argparse.ArgumentParser(prog=f"local-experts {stage}", description=purpose, allow_abbrev=False)
-    parser.add_argument("--config", required=True, metavar="FILE", help="as configs/runs/quickstart.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as train.steps=50")
     # intermixed: changes may stand before and after --config
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = config_parser(stage, purpose).parse_intermixed_args(argv)
     return load_run_config(arguments.config, arguments.overrides)

@@ -1,131 +1,24 @@
 """Choose the experts to train from a routing profile.
 
-Reads `<output>/profile.json`, writes `<output>/plan.json`. Needs no model.
-Run it with `local-experts select --config configs/runs/quickstart.yaml`.
-
-Legend: L MoE layers, E experts. Each choice is one sorted list of expert ids a layer.
+Reads `<output>/profile.json` with its arrays, writes `<output>/plan.json`. Needs no model, and no torch.
+Run it with `local-experts select --config configs/runs/quickstart.yaml`; `--explain` adds a line a layer.
+The ways to choose are in finetune/choices.py, what a plan says of a choice in finetune/plan.py.
 """
 
-import math
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact
-from finetune.config import RunConfig, SelectConfig, config_from_arguments
-from finetune.moe import MoeLayer
+from finetune.config import RunConfig, config_parser, load_run_config
+from finetune.plan import build_plan
+from finetune.plan_warnings import mean_coverage
+from finetune.profile import read_profile
 
-HOTTEST_PART = 0.25  # of a layer's experts
-FLAT_SHARE = 0.35  # of the target tokens on the hottest part; even routing gives HOTTEST_PART
-
-
-def expert_shares(mass_LE: np.ndarray) -> np.ndarray:
-    """Share of each expert in what its layer routed: rows are layers and sum to 1 over the experts (axis 1).
-
-    Raises:
-        UserError: a row with nothing routed, or a value that is negative or not finite.
-    """
-    mass_LE = np.asarray(mass_LE)
-    total_L1 = mass_LE.sum(axis=1, keepdims=True)
-    if not np.isfinite(mass_LE).all() or (mass_LE < 0).any() or (total_L1 <= 0).any():
-        raise UserError("routing counts or gate mass are negative, not finite, or all zero in a layer")
-    share_LE = mass_LE / total_L1
-    assert np.allclose(share_LE.sum(axis=1), 1), "rows are layers and sum to 1 over the experts"
-    return share_LE
-
-
-def token_share(counts_LE: np.ndarray, share: float) -> list[list[int]]:
-    """ESFT-Token (arXiv 2407.01906): per layer the smallest set of experts with `share` of its routed tokens.
-
-    Rows of `counts_LE` are layers; shares are taken over experts (axis 1). On a tie the lower id is chosen.
-
-    Raises:
-        UserError: `share` outside (0, 1], or a layer that routed nothing.
-    """
-    return _smallest_sets(counts_LE, share)
-
-
-def gate_mass(mass_LE: np.ndarray, share: float) -> list[list[int]]:
-    """ESFT-Gate (arXiv 2407.01906): per layer the smallest set of experts with `share` of its gate mass.
-
-    Rows of `mass_LE` are layers; shares are taken over experts (axis 1). On a tie the lower id is chosen.
-
-    Raises:
-        UserError: `share` outside (0, 1], or a layer that routed nothing.
-    """
-    return _smallest_sets(mass_LE, share)
-
-
-def random_experts(n_per_layer: Sequence[int], n_experts: int, seed: int) -> list[list[int]]:
-    """So many experts a layer as `n_per_layer` says, drawn at random: the control for any other choice."""
-    generator = np.random.default_rng(seed)
-    return [sorted(generator.choice(n_experts, size=n, replace=False).tolist()) for n in n_per_layer]
-
-
-def all_experts(n_layers: int, n_experts: int) -> list[list[int]]:
-    """Every expert of every layer."""
-    return [list(range(n_experts)) for _ in range(n_layers)]
-
-
-def coverage(counts_LE: np.ndarray, chosen: Sequence[Sequence[int]]) -> list[float]:
-    """Per layer, the share of routed tokens (over experts, axis 1) that hit a chosen expert."""
-    share_LE = expert_shares(counts_LE)
-    return [float(share_E[list(ids)].sum()) for share_E, ids in zip(share_LE, chosen, strict=True)]
-
-
-def hottest_share(counts_LE: np.ndarray) -> list[float]:
-    """Per layer, the share of routed tokens on the hottest quarter of its experts (rounded up)."""
-    n_hottest = math.ceil(HOTTEST_PART * counts_LE.shape[1])
-    hottest_LE = np.sort(expert_shares(counts_LE), axis=1)[:, ::-1][:, :n_hottest]
-    return hottest_LE.sum(axis=1).tolist()
-
-
-def build_plan(
-    profile: Mapping[str, Any], select: SelectConfig, model_fingerprint: str | None = None
-) -> dict[str, Any]:
-    """Body of plan.json: the experts chosen for the groups of role "target", and their share of each group.
-
-    Several target groups are added up, so each weighs as much as it has tokens.
-
-    Raises:
-        UserError: the profile is of another model than `model_fingerprint` (when given), has no target group,
-            or shows no routed token; `select.share` outside (0, 1].
-    """
-    if model_fingerprint is not None:
-        _require_model(profile["model_fingerprint"], model_fingerprint, "the profile", "profile")
-    groups = profile["groups"]
-    targets = [group for group in groups.values() if group["role"] == "target"]
-    if not targets:
-        raise UserError(
-            f"the profile has no target group (it has {', '.join(groups) or 'none'}): add target rows"
-        )
-    counts_LE = np.sum([group["counts"] for group in targets], axis=0)
-    seen = np.flatnonzero(counts_LE.sum(axis=1)).tolist()
-    if not seen:
-        raise UserError("the profile shows no token of a target group in any layer: make it again")
-    mass_LE = np.sum([group["gate_mass"] for group in targets], axis=0)
-    chosen = _choose(select, counts_LE[seen], mass_LE[seen])
-    names = [str(profile["layers"][position]) for position in seen]
-    hottest = dict(zip(names, hottest_share(counts_LE[seen]), strict=True))
-    unseen = [layer for position, layer in enumerate(profile["layers"]) if position not in seen]
-    per_rank = [profile["parameters_per_rank"][position] for position in seen]
-    return {
-        "model_fingerprint": profile["model_fingerprint"],
-        "method": select.method,
-        "share": select.share,
-        "seed": select.seed,
-        "n_experts": profile["n_experts"],
-        "experts": dict(zip(names, chosen, strict=True)),
-        "coverage": {
-            name: dict(zip(names, coverage(np.array(group["counts"])[seen], chosen), strict=True))
-            for name, group in groups.items()
-        },
-        "hottest_quarter": hottest,
-        "parameters_per_rank": sum(n * len(ids) for n, ids in zip(per_rank, chosen, strict=True)),
-        "warnings": _warnings(unseen, hottest),
-    }
+if TYPE_CHECKING:  # it would import torch
+    from finetune.moe import MoeLayer
 
 
 def select_stage(config: RunConfig) -> Path:
@@ -135,35 +28,80 @@ def select_stage(config: RunConfig) -> Path:
         UserError: the profile is missing or not whole, or as `build_plan`.
     """
     output = Path(config.output)
-    profile = read_artefact(output / "profile.json", "routing_profile")
+    profile = read_profile(output / "profile.json")
     plan = build_plan(profile, config.select)
     path = output / "plan.json"
     write_artefact(path, "expert_plan", {"profile": sha256_file(output / "profile.json")}, plan)
-    sizes = [len(ids) for ids in plan["experts"].values()]
-    n_parameters = plan["parameters_per_rank"] * config.lora.rank
-    print(
-        f"select    {plan['method']}: {sum(sizes)} of {len(sizes) * plan['n_experts']} experts "
-        f"in {len(sizes)} layers, {n_parameters:,} LoRA parameters at rank {config.lora.rank} -> {path}"
-    )
-    for warning in plan["warnings"]:
-        print(f"          warning: {warning}")
+    print("\n".join(summary(plan, config.lora.rank, path)))
     return path
 
 
+def summary(plan: Mapping[str, Any], rank: int, path: Path) -> list[str]:
+    """What was chosen, what it costs, what it covers and how sure it is, in a few lines."""
+    n_layers = len(plan["hottest_quarter"])
+    n_chosen = sum(len(ids) for ids in plan["experts"].values())
+    n_parameters = plan["parameters_per_rank"] * rank
+    lines = [
+        f"select    {plan['method']}: {n_chosen} of {n_layers * plan['n_experts']} experts "
+        f"in {sum(map(bool, plan['experts'].values()))} of {n_layers} layers, "
+        f"{n_parameters:,} LoRA parameters at rank {rank} "
+        f"({_megabytes(4 * n_parameters)}, in float32; the experts have {_megabytes(plan['expert_bytes'])}) "
+        f"-> {path}"
+    ]
+    covered = [
+        f"{share:.2f} of {', '.join(plan['languages'][role])} ({role})"
+        for role, share in mean_coverage(plan).items()
+    ]
+    lines.append(f"routed to them (mean of the layers): {' and '.join(covered)}")
+    if (stability := plan["stability"]) is not None:
+        lines.append(
+            f"{stability['n_replicates']} resamples of the rows: {stability['n_borderline']} experts are "
+            f"borderline, mean Jaccard with the plan {stability['mean_jaccard']:.2f}"
+        )
+    lines += [f"warning: {warning}" for warning in plan["warnings"]]
+    return [lines[0], *(f"          {line}" for line in lines[1:])]
+
+
+def layer_table(plan: Mapping[str, Any]) -> list[str]:
+    """One line a layer: experts chosen and borderline, coverage, how even routing is, mean overlap."""
+    lines = ["layer  chosen  borderline  target  general  hottest quarter  overlap"]
+    for name, hottest in plan["hottest_quarter"].items():
+        shares = [plan["role_coverage"].get(role, {}).get(name) for role in ("target", "general")]
+        overlaps = [by[name] for by in plan["overlap"].values()]
+        shares += [hottest, sum(overlaps) / len(overlaps) if overlaps else None]
+        target, general, hottest, overlap = ("-" if share is None else f"{share:.2f}" for share in shares)
+        n_chosen, n_borderline = (len(plan[key].get(name, [])) for key in ("experts", "borderline"))
+        lines.append(
+            f"{name:>5}{n_chosen:>8}{n_borderline:>12}{target:>8}{general:>9}{hottest:>17}{overlap:>9}"
+        )
+    return lines
+
+
 def read_plan(
-    path: str | Path, model_fingerprint: str | None = None, model_layers: Sequence[MoeLayer] | None = None
+    path: str | Path,
+    model_fingerprint: str | None = None,
+    model_layers: Sequence[MoeLayer] | None = None,
+    tokenizer_fingerprint: str | None = None,
 ) -> dict[str, Any]:
-    """Read plan.json and check it, against the model too when its fingerprint or layers are given.
+    """Read plan.json and check it, against the model and tokenizer too as far as they are given.
 
     Raises:
-        UserError: not a whole plan, one for another model, or one that names layers or experts there are not.
+        UserError: not a whole plan, one for another model or tokenizer, or one that names layers or experts
+            there are not.
     """
     plan = read_artefact(path, "expert_plan")
     absent = sorted({"model_fingerprint", "n_experts", "experts"} - plan.keys())
     if absent:
         raise UserError(f"{path} lacks {', '.join(absent)}; make it again with `local-experts select`")
-    if model_fingerprint is not None:
-        _require_model(plan["model_fingerprint"], model_fingerprint, str(path), "select")
+    # A plan made from a list of experts (`local-experts import`) has met no tokenizer.
+    for what, expected in (("model", model_fingerprint), ("tokenizer", tokenizer_fingerprint)):
+        found = plan.get(f"{what}_fingerprint")
+        if expected is not None and found not in (expected, None):
+            raise UserError(
+                f"{path} was made for another {what} (fingerprint {found}, the loaded {what} has {expected}"
+                "): set base.model to the one it was made for, or run `local-experts profile` and "
+                "`local-experts select` again with this one"
+            )
     problems = _plan_problems(plan, model_layers)
     if problems:
         listed = "\n  ".join(problems)
@@ -172,66 +110,21 @@ def read_plan(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`local-experts select --config FILE [key=value ...]`."""
-    select_stage(
-        config_from_arguments(argv, "select", "choose the experts to train from the routing profile")
-    )
-
-
-def _smallest_sets(mass_LE: np.ndarray, share: float) -> list[list[int]]:
-    if not 0 < share <= 1:
-        raise UserError(f"select.share is {share}: it must be above 0 and at most 1")
-    expert_shares(mass_LE)  # refuses what has no shares
-    order_LE = np.argsort(-mass_LE, axis=1, kind="stable")  # stable: the lower id first on a tie
-    # Sum first, divide last: whole counts stay exact, so 3 of 10 tokens do reach a share of 0.3.
-    reached_LE = np.cumsum(np.take_along_axis(mass_LE, order_LE, axis=1), axis=1)
-    reached_LE = reached_LE / reached_LE[:, -1:]
-    n_chosen_L = (reached_LE < share).sum(axis=1) + 1
-    return [sorted(order_E[:n].tolist()) for order_E, n in zip(order_LE, n_chosen_L, strict=True)]
-
-
-def _choose(select: SelectConfig, counts_LE: np.ndarray, mass_LE: np.ndarray) -> list[list[int]]:
-    n_layers, n_experts = counts_LE.shape
-    if select.method == "gate_mass":
-        return gate_mass(mass_LE, select.share)
-    if select.method == "all":
-        return all_experts(n_layers, n_experts)
-    by_tokens = token_share(counts_LE, select.share)
-    if select.method == "token_share":
-        return by_tokens
-    n_fixed = math.ceil(select.share * n_experts)
-    n_per_layer = [len(ids) if select.match else n_fixed for ids in by_tokens]
-    return random_experts(n_per_layer, n_experts, select.seed)
-
-
-def _warnings(unseen: Sequence[int], hottest: Mapping[str, float]) -> list[str]:
-    warnings = []
-    if unseen:
-        listed = ", ".join(map(str, unseen))
-        warnings.append(f"no target token reached layer {listed}: no expert is chosen there")
-    flat = {name: value for name, value in hottest.items() if value < FLAT_SHARE}
-    if flat:
-        listed = ", ".join(f"{name} ({value:.2f})" for name, value in flat.items())
-        warnings.append(
-            f"routing is flat: the hottest quarter of the experts takes below {FLAT_SHARE} of the target "
-            f"tokens in layer {listed}; chosen experts may gain no more than random ones: compare them"
-        )
-    return warnings
-
-
-def _require_model(found: str, expected: str, what: str, stage: str) -> None:
-    if found != expected:
-        raise UserError(
-            f"{what} was made for another model (fingerprint {found}, the loaded model has {expected}): "
-            f"set base.model to the model it was made for, or run `local-experts {stage}` again with this one"
-        )
+    """`local-experts select --config FILE [--explain] [key=value ...]`."""
+    parser = config_parser("select", "choose the experts to train from the routing profile")
+    parser.add_argument("--explain", action="store_true", help="also show each layer of the plan")
+    arguments = parser.parse_intermixed_args(argv)
+    path = select_stage(load_run_config(arguments.config, arguments.overrides))
+    if arguments.explain:
+        print("\n".join(layer_table(read_plan(path))))
 
 
 def _plan_problems(plan: Mapping[str, Any], model_layers: Sequence[MoeLayer] | None) -> list[str]:
     """What is wrong with the choice of experts, one line each."""
     experts, n_experts = plan["experts"], plan["n_experts"]
-    if not isinstance(experts, dict) or not any(experts.values()):
-        return ["it chooses no expert"]
+    chooses_none = plan.get("method") == "none" and experts == {}  # for attention or shared experts alone
+    if not chooses_none and (not isinstance(experts, dict) or not any(experts.values())):
+        return ["it chooses no expert (only the method none may)"]
     if type(n_experts) is not int:
         return [f"n_experts is no whole number: {n_experts!r}"]
     problems = [f"layer {name} is no number" for name in experts if not name.isdecimal()]
@@ -253,3 +146,7 @@ def _plan_problems(plan: Mapping[str, Any], model_layers: Sequence[MoeLayer] | N
         elif ids and not 0 <= ids[0] <= ids[-1] < n_experts:
             problems.append(f"layer {name}: an expert id outside 0..{n_experts - 1}: {ids}")
     return problems
+
+
+def _megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.1f} MB"

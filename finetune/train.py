@@ -47,7 +47,7 @@ from finetune.batches import (
 )
 from finetune.config import RunConfig, TrainConfig, config_from_arguments
 from finetune.merge import refuse_merged
-from finetune.model import load_model, model_fingerprint
+from finetune.model import load_model, model_fingerprint, tokenizer_fingerprint
 from finetune.moe import moe_layers
 from finetune.processes import broadcast_parameters, say, start_accelerator, sum_gradients
 from finetune.selection import read_plan
@@ -250,7 +250,9 @@ def train_stage(config: RunConfig) -> Path:
     manifest = read_artefact(output / "data" / "manifest.json", "dataset_manifest")
     train, validation = (read_split(output / "data", split) for split in ("train", "validation"))
     model, tokenizer = load_model(config.base)
-    plan = read_plan(output / "plan.json", model_fingerprint(model), moe_layers(model))
+    plan = read_plan(
+        output / "plan.json", model_fingerprint(model), moe_layers(model), tokenizer_fingerprint(tokenizer)
+    )
     n_trainable = attach(model, plan, config.lora, config.seed)
     if config.train.tracker:
         accelerator.init_trackers(config.name, {"train": json.dumps(settings_dict(config.train))})

@@ -38,6 +38,14 @@ def test_a_saved_config_loads_back_as_the_same(small: Path, tmp_path: Path):
     assert load_run_config(tmp_path / "saved.json") == config
 
 
+def test_options_of_a_choice_take_what_they_took_and_the_name_of_a_method(small: Path):
+    for typed, match in (("true", True), ("false", False), ("top_k", "top_k")):
+        changes = ["select.method=random", f"select.match={typed}", "select.k=8"]
+        assert load_run_config(small, changes).select.match == match
+    changes = ["select.method=none", "lora.shared_experts=true", "select.sources=[a, b]"]
+    assert load_run_config(small, changes).select.sources == ("a", "b")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -53,6 +61,18 @@ def test_a_saved_config_loads_back_as_the_same(small: Path, tmp_path: Path):
         (["select.share=0"], "select.share = 0.0: must be above 0 and at most 1"),
         (["select.share=1.5"], "select.share = 1.5: must be above 0 and at most 1"),
         (["select.seed=-1"], "select.seed = -1: must be at least 0"),
+        (["select.floor=-0.1"], "select.floor = -0.1: must be at least 0 and at most 1"),
+        (["select.floor=1.5"], "select.floor = 1.5: must be at least 0 and at most 1"),
+        (["select.k=0"], "select.k = 0: must be at least 1"),
+        (["select.budget=0"], "select.budget = 0: must be at least 1"),
+        (["select.method=top_k"], "select.k = None: top_k needs it, as select.k=8"),
+        (["select.method=budget"], "select.budget = None: the method of that name needs it"),
+        (["select.method=random", "select.match=budget"], "select.budget = None: the method of that name"),
+        (["select.method=random", "select.match=all"], "select.match = 'all': must be one of token_share"),
+        (["select.method=topk"], "select.method = 'topk': must be one of token_share, gate_mass, top_k"),
+        (["select.budget_unit=mb"], "select.budget_unit = 'mb': must be one of experts, parameters, bytes"),
+        (["select.kinds=answers"], "select.kinds = 'answers': must be one of prompt, answer, all"),
+        (["select.method=none"], "select.method: none leaves nothing to train: set lora.attention"),
         (["lora.rank=0"], "lora.rank = 0: must be at least 1"),
         (["lora.alpha=0"], "lora.alpha = 0.0: must be above 0"),
         (["lora.down_rank=0"], "lora.down_rank = 0: must be at least 1"),

@@ -59,7 +59,7 @@ class ProfileConfig:
 class SelectConfig:
     """Which experts are tuned."""
 
-    method: Literal["token_share", "gate_mass", "random", "all"] = "token_share"
+    method: Literal["token_share", "gate_mass", "random", "all", "none"] = "token_share"
     share: float = 0.5  # of a layer's routed tokens (or gate mass) that its chosen experts must reach, 0 to 1
     match: bool = True  # random: as many experts in each layer as token_share takes (equal budgets)
     seed: int = 0  # of the random method

@@ -117,7 +117,7 @@ def build_plan(
         "share": select.share,
         "seed": select.seed,
         "n_experts": profile["n_experts"],
-        "experts": dict(zip(names, chosen, strict=True)),
+        "experts": {} if select.method == "none" else dict(zip(names, chosen, strict=True)),
         "coverage": {
             name: dict(zip(names, coverage(np.array(group["counts"])[seen], chosen), strict=True))
             for name, group in groups.items()
@@ -196,6 +196,8 @@ def _choose(select: SelectConfig, counts_LE: np.ndarray, mass_LE: np.ndarray) ->
         return gate_mass(mass_LE, select.share)
     if select.method == "all":
         return all_experts(n_layers, n_experts)
+    if select.method == "none":
+        return [[] for _ in range(n_layers)]
     by_tokens = token_share(counts_LE, select.share)
     if select.method == "token_share":
         return by_tokens
@@ -230,6 +232,8 @@ def _require_model(found: str, expected: str, what: str, stage: str) -> None:
 def _plan_problems(plan: Mapping[str, Any], model_layers: Sequence[MoeLayer] | None) -> list[str]:
     """What is wrong with the choice of experts, one line each."""
     experts, n_experts = plan["experts"], plan["n_experts"]
+    if plan.get("method") == "none" and experts == {}:
+        return []
     if not isinstance(experts, dict) or not any(experts.values()):
         return ["it chooses no expert"]
     if type(n_experts) is not int:

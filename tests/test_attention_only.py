@@ -174,7 +174,7 @@ def test_as_a_peft_model_it_starts_computes_and_comes_back_the_same(
     give_values(wrapped)
     give_values(attached)
     assert torch.equal(logits(wrapped), logits(attached))
-    wrapped.save_pretrained(tmp_path)
+    wrapped.save_pretrained(str(tmp_path))
     again = PeftModel.from_pretrained(tiny_model_factory(), str(tmp_path))
     assert torch.equal(logits(again), logits(attached))
 

@@ -7,6 +7,7 @@ Beside it, `base_answers.json` keeps what the base said, for the next adapter on
     local-experts eval --config configs/runs/quickstart.yaml
 """
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -226,7 +227,9 @@ def evaluate_stage(config: RunConfig) -> Path:
     }
     # What else decides about an answer; the size of a batch changes its last bits.
     settings = [config.base.dtype, str(model.device), config.eval.batch_size, config.eval.max_new_tokens]
-    kept = KeptAnswers(folder / BASE_ANSWERS, of_base | {"settings": sha256_json(settings)})
+    # Through a link: the plans of an ablation share one file.
+    answers_path = Path(os.path.realpath(folder / BASE_ANSWERS))
+    kept = KeptAnswers(answers_path, of_base | {"settings": sha256_json(settings)})
     results = evaluate_rows(model, tokenizer, rows, config.eval, config.seed, progress=True, kept=kept)
     path = folder / "results.json"
     inputs = of_base | {"adapter": sha256_file(folder / "adapter" / "adapter_config.json")}

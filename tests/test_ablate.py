@@ -1,0 +1,394 @@
+"""Several plans at one budget: trained alike, gone on with, compared, and shown with their intervals."""
+
+import copy
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import build_tiny_model, build_tiny_tokenizer
+from datasets import Dataset, DatasetDict
+from test_evaluate import some_rows
+
+from data_recipes.artefact import UserError, read_artefact, write_artefact, write_json
+from eval.ablate import RESULTS, ablate_stage, ablation_figure, plan_configs, share, write_svg
+from eval.ablation_table import plan_order, results_table, with_table
+from eval.evaluate import BASE_ANSWERS
+from eval.plan_comparison import check_equal_budget, check_same_training, selected_minus_others
+from finetune.config import (
+    BaseConfig,
+    DataConfig,
+    EvalConfig,
+    LoraConfig,
+    RunConfig,
+    SelectConfig,
+    TrainConfig,
+)
+from finetune.model import load_model, model_fingerprint
+from finetune.run import STAGE_FUNCTIONS, StageFunction
+
+DRAWS = ["random_0", "random_1", "random_2"]
+TRAINED = ["selected", *DRAWS, "all", "attention_only"]
+
+
+class Stages:
+    """The real stages on fourteen made-up rows, noting what ran; a training may be stopped by hand."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.n_trainings_left = 99
+
+    def functions(self) -> dict[str, StageFunction]:
+        real = {**STAGE_FUNCTIONS, "data": self.data, "report": self.report}
+        return {name: self.noted(name, function) for name, function in real.items()}
+
+    def noted(self, name: str, function: StageFunction) -> StageFunction:
+        def run(config: RunConfig) -> None:
+            if name == "train" and self.n_trainings_left == 0:
+                raise KeyboardInterrupt
+            self.n_trainings_left -= name == "train"
+            function(config)
+            self.ran.append(name)
+
+        return run
+
+    def data(self, config: RunConfig) -> None:
+        folder = Path(config.output) / "data"
+        rows = Dataset.from_list(some_rows())
+        splits: Any = {"train": rows, "validation": rows, "test": rows}
+        DatasetDict(splits).save_to_disk(str(folder))
+        write_artefact(folder / "manifest.json", "dataset_manifest", {}, {"content_hash": "d" * 64})
+
+    def report(self, config: RunConfig) -> None:
+        for name in ("report.json", "report.html"):
+            write_json(Path(config.output) / name, {})
+
+
+def micro_config(folder: Path) -> RunConfig:
+    build_tiny_model(vocab_size=262, initializer_range=0.3).save_pretrained(folder / "base")
+    build_tiny_tokenizer().save_pretrained(folder / "base")
+    (folder / "recipe.yaml").write_text("name: none")
+    return RunConfig(
+        name="micro",
+        output=str(folder / "run"),
+        base=BaseConfig(model=str(folder / "base"), device="cpu"),
+        data=DataConfig(recipe=str(folder / "recipe.yaml")),
+        select=SelectConfig(share=0.6),
+        lora=LoraConfig(rank=2, alpha=4.0, attention=True),
+        train=TrainConfig(steps=2, learning_rate=0.01, batch_size=4, eval_rows=2),
+        eval=EvalConfig(batch_size=16, max_new_tokens=2, n_bootstrap=50),
+    )
+
+
+@pytest.fixture(scope="module")
+def stopped_and_done(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path, list[list[str]]]:
+    """An ablation stopped in its third training, gone on with, and run once more; and what ran each time."""
+    config, stages = micro_config(tmp_path_factory.mktemp("ablation")), Stages()
+    ran = []
+    stages.n_trainings_left = 2
+    with pytest.raises(KeyboardInterrupt):
+        ablate_stage(config, stages.functions())
+    ran.append(stages.ran)
+    stages.ran, stages.n_trainings_left = [], 99
+    ablate_stage(config, stages.functions())
+    ran.append(stages.ran)
+    stages.ran = []
+    path = ablate_stage(config, stages.functions())
+    return config, path, [*ran, stages.ran]
+
+
+@pytest.fixture
+def ablation(stopped_and_done: Any) -> dict[str, Any]:
+    return read_artefact(stopped_and_done[1], "ablation")
+
+
+def test_a_stopped_ablation_goes_on_and_a_done_one_is_kept(stopped_and_done: Any) -> None:
+    first, second, third = stopped_and_done[2]
+    own = ["select", "train", "eval"]
+    assert first == ["data", "profile", *own, "report", *own, "select"]
+    assert second == ["train", "eval", *own * 3]
+    assert third == []
+
+
+def test_every_plan_is_an_entry_with_its_gain_its_forgetting_and_its_cost(ablation: dict[str, Any]) -> None:
+    plans = ablation["plans"]
+    assert set(plans) == {*TRAINED, "none"}
+    for name, plan in plans.items():
+        assert plan["target"].keys() == {"base", "tuned", "difference", "low", "high", "n"}
+        assert (plan["target"]["n"], plan["general"]["n"]) == (10, 4)
+        assert plan["target"]["base"] == plans["none"]["target"]["base"], name
+    for name in TRAINED:
+        assert plans[name]["step_time_s"] > 0 and plans[name]["bytes"] > 4 * plans[name]["parameters"]
+    nothing = plans["none"]
+    assert (nothing["parameters"], nothing["n_experts"], nothing["bytes"]) == (0, 0, 0)
+    assert nothing["step_time_s"] is None and nothing["general"]["difference"] == 0
+    assert nothing["target"]["tuned"] == nothing["target"]["base"]
+    assert ablation["languages"] == {"target": ["ta"], "general": ["en"]}
+
+
+def test_budgets_are_equal_where_they_should_be(ablation: dict[str, Any]) -> None:
+    plans = ablation["plans"]
+    chosen = plans["selected"]["n_experts"]
+    assert 0 < chosen < 16
+    assert [plans[name]["n_experts"] for name in DRAWS] == [chosen] * 3
+    assert {plans[name]["parameters"] for name in DRAWS} == {plans["selected"]["parameters"]}
+    assert (plans["all"]["n_experts"], plans["attention_only"]["n_experts"]) == (16, 0)
+    # Of one expert of the tiny model, at rank 2: gate_up_proj 32 -> 32 and down_proj 16 -> 32.
+    per_expert = 2 * ((32 + 32) + (16 + 32))
+    attention = plans["attention_only"]["parameters"]
+    assert attention > 0
+    assert plans["selected"]["parameters"] == attention + chosen * per_expert
+    assert plans["all"]["parameters"] == attention + 16 * per_expert
+
+
+def test_the_draws_differ_and_all_plans_saw_the_same_rows_in_the_same_order(stopped_and_done: Any) -> None:
+    config, _, _ = stopped_and_done
+    folders = {name: Path(plan.output) for name, plan in plan_configs(config).items()}
+    experts = [read_artefact(folders[name] / "plan.json", "expert_plan")["experts"] for name in DRAWS]
+    assert len({str(found) for found in experts}) == 3
+    trained = [
+        read_artefact(folder / "adapter" / "train.json", "train_result") for folder in folders.values()
+    ]
+    assert len({train["row_order_sha256"] for train in trained}) == 1
+    # B starts at zero: the first loss is the base's on the first rows, whatever is trained.
+    assert [train["first_loss"] for train in trained] == pytest.approx([trained[0]["first_loss"]] * 6)
+
+
+def test_data_profile_and_the_base_s_answers_are_there_once(stopped_and_done: Any) -> None:
+    folder = Path(stopped_and_done[0].output)
+    assert len(sorted(folder.rglob("results.json"))) == 6
+    for name in ("data", "profile.json", BASE_ANSWERS):
+        found = [path for path in folder.rglob(name) if path.parent.name != ".stamps"]
+        assert len(found) == 6 and [path for path in found if not path.is_symlink()] == [folder / name]
+        linked = folder / "ablation" / "all" / name
+        assert linked.is_symlink() and linked.resolve() == (folder / name).resolve()
+
+
+def test_a_comparison_is_made_with_every_plan_and_with_all_draws(ablation: dict[str, Any]) -> None:
+    assert set(ablation["comparisons"]) == {"target", "general"}
+    for found in ablation["comparisons"].values():
+        assert set(found) == {*TRAINED, "random"} - {"selected"}
+
+
+def test_the_choice_is_compared_with_the_mean_of_the_draws_on_each_row() -> None:
+    rows = "abcd"
+
+    def right(answers: str) -> dict[str, float]:
+        return {row: float(row in answers) for row in rows}
+
+    of_plan = {
+        "selected": right("abcd"),
+        "random_0": right("ab"),
+        "random_1": right("a"),
+        "random_2": right(""),
+        "all": right("abcd"),
+        "attention_only": right(""),
+    }
+    found = selected_minus_others(of_plan, 200, seed=0)
+    # By hand: the draws' means a row are 2/3, 1/3, 0, 0, so their mean is 1/4.
+    assert found["random"]["other"] == pytest.approx(0.25)
+    assert found["random"]["difference"] == pytest.approx(0.75)
+    # A resample of one row four times: at the least 1 - 2/3, at the most 1 - 0.
+    assert 1 / 3 - 1e-9 <= found["random"]["low"] < 0.75 < found["random"]["high"] <= 1
+    assert found["random_1"]["difference"] == 0.75 and found["random_1"]["other"] == 0.25
+    for name, expected in (("all", 0), ("attention_only", 1), ("random_2", 1)):
+        one = found[name]
+        assert (one["difference"], one["low"], one["high"], one["n"]) == (expected, expected, expected, 4)
+
+
+def test_plans_that_answered_other_rows_are_refused() -> None:
+    of_plan = {"selected": {"a": 1.0}, "random_0": {"b": 1.0}}
+    with pytest.raises(UserError, match="different rows: delete"):
+        selected_minus_others(of_plan, 10, seed=0)
+
+
+TRAIN = {"row_order_sha256": "o", "seed": 0, "steps": 2, "inputs": {"data": "d"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"row_order_sha256": "p"},
+            "not trained as the selected plan was: other row_order_sha256; delete it",
+        ),
+        ({"seed": 1}, "other seed; delete it"),
+        ({"steps": 3}, "other steps; delete it"),
+        ({"inputs": {"data": "e"}}, "other data; delete it"),
+        ({"row_order_sha256": None}, "by an earlier version, which did not record the order"),
+    ],
+)
+def test_plans_that_were_not_trained_alike_are_refused(changes: dict[str, Any], message: str) -> None:
+    folders = {"selected": Path("run"), "all": Path("run/ablation/all")}
+    check_same_training({"selected": TRAIN, "all": TRAIN}, folders)
+    with pytest.raises(UserError, match=f"run/ablation/all/adapter .*{message}"):
+        check_same_training({"selected": TRAIN, "all": TRAIN | changes}, folders)
+
+
+@pytest.mark.parametrize("key", ["n_experts_by_layer", "parameters"])
+def test_a_random_plan_of_another_budget_is_refused(key: str) -> None:
+    plan = {"n_experts_by_layer": {"1": 2, "2": 1}, "parameters": 30}
+    plans = {"selected": plan, "random_0": plan, "all": {"n_experts_by_layer": {"1": 8}, "parameters": 80}}
+    check_equal_budget(plans)
+    other = {"n_experts_by_layer": {"1": 1, "2": 2}, "parameters": 31}
+    with pytest.raises(UserError, match=f"random_0 has {key} .* different budgets"):
+        check_equal_budget({**plans, "random_0": {**plan, key: other[key]}})
+
+
+@pytest.mark.parametrize("method", ["random", "all", "none"])
+def test_a_run_that_chooses_nothing_cannot_be_ablated(method: Any, tmp_path: Path) -> None:
+    config = replace(micro_config(tmp_path), select=SelectConfig(method=method))
+    with pytest.raises(UserError, match=f"select.method={method} is one of the plans to compare with"):
+        ablate_stage(config, Stages().functions())
+
+
+def test_attention_is_trained_alone_even_where_the_run_trains_none(tmp_path: Path) -> None:
+    config = micro_config(tmp_path)
+    plain = plan_configs(replace(config, lora=LoraConfig(rank=2)))
+    assert plain["attention_only"].lora == LoraConfig(rank=2, attention=True)
+    assert plain["all"].lora == LoraConfig(rank=2)
+    shared = LoraConfig(rank=2, shared_experts=True)
+    assert plan_configs(replace(config, lora=shared))["attention_only"].lora == shared
+
+
+def test_what_stands_in_the_way_of_a_link_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run/ablation/all/data").mkdir(parents=True)
+    with pytest.raises(UserError, match="cannot link .*all/data to .*run/data .*remove what is there"):
+        share(tmp_path / "run", tmp_path / "run/ablation/all")
+
+
+def score(difference: float, n: int) -> dict[str, Any]:
+    base = 0.1
+    interval = {"low": difference - 0.1, "high": difference + 0.05}
+    return {"base": base, "tuned": base + difference, "difference": difference, "n": n, **interval}
+
+
+def made_up() -> dict[str, Any]:
+    """The body of an ablation with numbers that are told apart."""
+    plans = {
+        name: {
+            "label": name.replace("random_", "random, draw "),
+            "n_experts": 50,
+            "n_experts_there_are": 160,
+            "parameters": 1234,
+            "bytes": 5_200_000,
+            "step_time_s": 0.1234,
+            "target": score(0.1 * number, 200),
+            "general": score(-0.01 * number, 100),
+        }
+        for number, name in enumerate(TRAINED, start=1)
+    }
+    nothing = {"difference": 0.0, "low": 0.0, "high": 0.0, "tuned": 0.1}
+    plans["none"] = {
+        **plans["selected"],
+        "label": "nothing (the base)",
+        "step_time_s": None,
+        "target": score(0.1, 200) | nothing,
+        "general": score(0.1, 100) | nothing,
+    }
+    compared = {"other": 0.1, "selected": 0.2, "difference": 0.03, "low": -0.01, "high": 0.07, "n": 200}
+    return {
+        "run": "micro",
+        "languages": {"target": ["ta"], "general": ["en", "hi"]},
+        "model": {"model": "tiny-glm", "n_parameters": 12_000_000},
+        "lora": {"rank": 16, "attention": True, "shared_experts": False},
+        "training": {"steps": 600},
+        "plans": plans,
+        "comparisons": {
+            group: dict.fromkeys(("random", *TRAINED[1:]), compared) for group in ("target", "general")
+        },
+    }
+
+
+def test_every_score_stands_with_its_interval_and_its_number_of_rows() -> None:
+    table = results_table(made_up())
+    assert "held-out rows, Tamil, base `tiny-glm` (12.0 M parameters), 600 steps on the same rows" in table
+    assert "n = 200 target rows, 100 general rows (English, Hindi: what must not be forgotten)" in table
+    assert "LoRA on attention is trained with each of them." in table
+    assert "| nothing (the base) | 0 | 0 | - | - | 0.100 | 0.100 |" in table
+    cells = "0.200 (+0.100, +0.000 to +0.150) | 0.090 (-0.010, -0.110 to +0.040)"
+    assert f"| selected | 50 of 160 | 1,234 | 5.2 MB | 123 ms | {cells} |" in table
+    compared = "+0.030, -0.010 to +0.070"
+    assert f"| random, mean of 3 draws | {compared} | {compared} |" in table
+    assert f"| attention_only: what the experts add | {compared} | {compared} |" in table
+    # The draws are the second to the fourth plan: 0.1 + 0.2, 0.3 and 0.4.
+    assert "3 draws scored 0.300 to 0.500 on the target rows" in table
+    assert "A small model proves the mechanics" in table
+
+
+def test_the_table_says_nothing_that_is_not_so() -> None:
+    plain = made_up() | {"lora": {"rank": 16, "attention": False, "shared_experts": False}}
+    assert "is trained with each" not in results_table(plain)
+    assert "what the experts add" not in results_table(plain)
+    large = made_up() | {"model": {"model": "x", "n_parameters": 2_000_000_000}}
+    assert "A small model" not in results_table(large)
+    alone = copy.deepcopy(made_up())
+    for plan in alone["plans"].values():
+        plan["general"] = None
+    del alone["comparisons"]["general"]
+    table = results_table(alone)
+    assert "| nothing (the base) | 0 | 0 | - | - | 0.100 | - |" in table and "general rows" not in table
+
+
+def test_the_figure_marks_every_plan_by_its_shape_and_draws_its_intervals(tmp_path: Path) -> None:
+    plans = made_up()["plans"]
+    figure = ablation_figure(plans)
+    (axes,) = figure.axes
+    marks = [line for line in axes.lines if line.get_marker() not in ("None", None, "")]
+    assert len(marks) == 7
+    points = [tuple(np.ravel(line.get_xydata())) for line in marks]
+    names = plan_order(plans)
+    assert points == [(plans[n]["general"]["difference"], plans[n]["target"]["difference"]) for n in names]
+    assert names == ["none", *TRAINED]
+    shapes = {str(line.get_marker()) for line in marks}
+    assert len(shapes) == 5, "only the three draws share a mark"
+    assert len(axes.collections) == 2 * 7
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "nothing (the base)",
+        "selected",
+        "random",
+        "all",
+        "attention_only",
+    ]
+    first, second = tmp_path / "a.svg", tmp_path / "b.svg"
+    write_svg(first, figure)
+    write_svg(second, ablation_figure(plans))
+    assert first.read_bytes() == second.read_bytes()
+    assert ET.parse(first).getroot().tag.endswith("svg")
+
+
+def test_a_figure_of_forgetting_needs_general_rows() -> None:
+    plans = {name: plan | {"general": None} for name, plan in made_up()["plans"].items()}
+    with pytest.raises(ValueError, match="no general rows"):
+        ablation_figure(plans)
+
+
+def test_the_stage_writes_the_figure_beside_the_numbers(
+    stopped_and_done: Any, ablation: dict[str, Any]
+) -> None:
+    _, path, _ = stopped_and_done
+    assert ET.parse(path.with_suffix(".svg")).getroot().tag.endswith("svg")
+    assert "| chosen for the language |" in results_table(ablation)
+    assert set(ablation["inputs"]) == {"config", *(f"{name}/results.json" for name in TRAINED)}
+
+
+def test_the_table_takes_the_place_between_the_markers_and_nothing_else() -> None:
+    readme = "# title\n<!-- results:begin -->\nold\n<!-- results:end -->\nrest\n"
+    assert with_table(readme, "new") == "# title\n<!-- results:begin -->\nnew\n<!-- results:end -->\nrest\n"
+
+
+def test_a_readme_without_markers_is_refused() -> None:
+    with pytest.raises(UserError, match="results:begin"):
+        with_table("# title", "| a |")
+
+
+def test_the_readme_shows_the_table_of_the_kept_results_and_these_are_of_the_base_that_ships() -> None:
+    ablation = read_artefact(RESULTS / "quickstart_ablation.json", "ablation")
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert with_table(readme, results_table(ablation)) == readme
+    model, _ = load_model(BaseConfig(model="tiny-glm", device="cpu"))
+    assert ablation["base_fingerprint"] == model_fingerprint(model)

@@ -19,7 +19,7 @@ from eval.ablation_figure import ablation_figure as ablation_figure
 from eval.ablation_figure import write_svg
 from eval.ablation_table import results_table, with_table
 from eval.evaluate import BASE_ANSWERS
-from eval.plan_comparison import compare_plans, label
+from eval.plan_comparison import compare_plans, label, read_training
 from finetune.config import LoraConfig, RunConfig, load_run_config
 from finetune.run import STAGE_FUNCTIONS, STAGES, StageFunction, part_hash, run, run_stage
 
@@ -79,15 +79,18 @@ def ablate_stage(config: RunConfig, functions: Mapping[str, StageFunction] | Non
     """
     functions = functions or STAGE_FUNCTIONS
     configs = plan_configs(config)
+    done: dict[str, Path] = {}
     for name, plan in configs.items():
         print(f"\n{label(name, plan.lora)}")
+        done[name] = Path(plan.output)
         if name == "selected":
             run(plan, functions)
-            continue
-        share(Path(config.output), Path(plan.output))
-        for stage in STAGES:
-            if stage.name in OWN_STAGES:
-                run_stage(stage, plan, functions[stage.name])
+        else:
+            share(done["selected"], done[name])
+            for stage in STAGES:
+                if stage.name in OWN_STAGES:
+                    run_stage(stage, plan, functions[stage.name])
+        read_training(done)  # now, before more is trained in vain
     return write_ablation(Path(config.output) / "ablation", config, compare_plans(config, configs))
 
 

@@ -76,7 +76,10 @@ def _plan_line(name: str, plan: Mapping[str, Any]) -> str:
         scores = [f"{plan[group]['base']:.3f}" if plan[group] else "-" for group in GROUPS]
         return f"| {plan['label']} | 0 | 0 | - | - | {scores[0]} | {scores[1]} |"
     scores = [
-        f"{plan[group]['tuned']:.3f} ({_interval(plan[group])})" if plan[group] else "-" for group in GROUPS
+        f"{plan[group]['tuned']:.3f} ({plan[group]['difference']:+.3f}, {_interval(plan[group])})"
+        if plan[group]
+        else "-"
+        for group in GROUPS
     ]
     cells = (
         plan["label"],
@@ -101,7 +104,7 @@ def _comparison_lines(ablation: Mapping[str, Any]) -> list[str]:
     }
     return [
         f"| {shown} | "
-        + " | ".join(_interval(comparisons[group][name]) if group in comparisons else "-" for group in GROUPS)
+        + " | ".join(_compared(comparisons[group][name]) if group in comparisons else "-" for group in GROUPS)
         + " |"
         for name, shown in names.items()
     ]
@@ -115,10 +118,15 @@ def _foot(ablation: Mapping[str, Any]) -> str:
     return (
         "An interval is over rows: what other questions of these kinds would give. It does not cover the "
         f"draw of random experts ({len(of_draws)} draws scored {min(of_draws):.3f} to {max(of_draws):.3f} on "
-        "the target rows) or the seed of the training, of which there is one."
+        "the target rows) or the seed of the training, of which there is one. A step is the median time of a "
+        "step; the plans were trained one after the other."
         + (small if ablation["model"]["n_parameters"] < SMALL_MODEL_PARAMETERS else "")
     )
 
 
+def _compared(found: Mapping[str, float]) -> str:
+    return f"{found['difference']:+.3f} ({_interval(found)})"
+
+
 def _interval(found: Mapping[str, float]) -> str:
-    return f"{found['difference']:+.3f}, {found['low']:+.3f} to {found['high']:+.3f}"
+    return f"{found['low']:+.3f} to {found['high']:+.3f}"

@@ -34,16 +34,13 @@ def compare_plans(config: RunConfig, configs: Mapping[str, RunConfig]) -> dict[s
     """
     folders = {name: Path(plan.output) for name, plan in configs.items()}
     results = {name: read_artefact(path / "results.json", "eval_results") for name, path in folders.items()}
-    trained = {
-        name: read_artefact(path / "adapter" / "train.json", "train_result") for name, path in folders.items()
-    }
-    check_same_training(trained, folders)
+    trained = read_training(folders)
     if len({found["inputs"]["model"] for found in results.values()}) > 1:
         raise UserError("the base was replaced while the plans were trained: run again")
     layers = read_artefact(folders["selected"] / "profile.json", "routing_profile")["layers"]
     plans = {
         name: plan_entry(folders[name], trained[name], results[name], len(layers))
-        | {"label": label(name, configs[name].lora)}
+        | {"label": label(name, configs[name].lora), "seed": configs[name].select.seed}
         for name in configs
     }
     check_equal_budget(plans)
@@ -155,24 +152,32 @@ def difference(other: Outcomes, selected: Outcomes, n_resamples: int, seed: int)
     return {"other": numbers.pop("base"), "selected": numbers.pop("tuned"), **numbers}
 
 
-def check_same_training(trained: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Path]) -> None:
-    """Raise UserError unless all plans were trained on the same rows, in one order, from one start."""
-    expected = {key: trained["selected"].get(key) for key in SAME_TRAINING}
-    for name, train in trained.items():
-        found = {key: train.get(key) for key in SAME_TRAINING}
-        if None in found.values():
+def read_training(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Each plan's train.json, by the plan's name; "selected" must be there.
+
+    Raises:
+        UserError: they were not trained on the same rows, in one order, from one start.
+    """
+    trained = {
+        name: read_artefact(folder / "adapter" / "train.json", "train_result")
+        for name, folder in folders.items()
+    }
+    expected = trained["selected"]
+    for name, found in trained.items():
+        if not found.keys() >= set(SAME_TRAINING):
             raise UserError(
                 f"{folders[name] / 'adapter'} was trained by an earlier version, which did not record the "
                 "order of the rows: delete it and run again"
             )
-        differing = sorted(key for key in SAME_TRAINING if found[key] != expected[key])
-        if train["inputs"]["data"] != trained["selected"]["inputs"]["data"]:
+        differing = [key for key in SAME_TRAINING if found[key] != expected[key]]
+        if found["inputs"]["data"] != expected["inputs"]["data"]:
             differing.append("data")
         if differing:
             raise UserError(
                 f"{folders[name] / 'adapter'} was not trained as the selected plan was: other "
                 f"{', '.join(differing)}; delete it and run again"
             )
+    return trained
 
 
 def check_equal_budget(plans: Mapping[str, Mapping[str, Any]]) -> None:

@@ -1,22 +1,20 @@
-"""Several plans at one budget: trained alike, gone on with, compared, and shown with their intervals."""
+"""Several plans at one budget: trained alike, gone on with when stopped, and compared row by row."""
 
-import copy
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from conftest import build_tiny_model, build_tiny_tokenizer
 from datasets import Dataset, DatasetDict
 from test_evaluate import some_rows
 
 from data_recipes.artefact import UserError, read_artefact, write_artefact, write_json
-from eval.ablate import RESULTS, ablate_stage, ablation_figure, plan_configs, share, write_svg
-from eval.ablation_table import plan_order, results_table, with_table
+from eval.ablate import ablate_stage, plan_configs, share
+from eval.ablation_table import results_table
 from eval.evaluate import BASE_ANSWERS
-from eval.plan_comparison import check_equal_budget, check_same_training, selected_minus_others
+from eval.plan_comparison import check_equal_budget, read_training, selected_minus_others
 from finetune.config import (
     BaseConfig,
     DataConfig,
@@ -26,7 +24,6 @@ from finetune.config import (
     SelectConfig,
     TrainConfig,
 )
-from finetune.model import load_model, model_fingerprint
 from finetune.run import STAGE_FUNCTIONS, StageFunction
 
 DRAWS = ["random_0", "random_1", "random_2"]
@@ -204,27 +201,43 @@ def test_plans_that_answered_other_rows_are_refused() -> None:
         selected_minus_others(of_plan, 10, seed=0)
 
 
-TRAIN = {"row_order_sha256": "o", "seed": 0, "steps": 2, "inputs": {"data": "d"}}
+TRAIN = {"row_order_sha256": "o", "seed": 0, "steps": 2}
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "data", "message"),
     [
-        (
-            {"row_order_sha256": "p"},
-            "not trained as the selected plan was: other row_order_sha256; delete it",
-        ),
-        ({"seed": 1}, "other seed; delete it"),
-        ({"steps": 3}, "other steps; delete it"),
-        ({"inputs": {"data": "e"}}, "other data; delete it"),
-        ({"row_order_sha256": None}, "by an earlier version, which did not record the order"),
+        ({"row_order_sha256": "p"}, "d", "not trained as the selected plan was: other row_order_sha256; del"),
+        ({"seed": 1}, "d", "other seed; delete it"),
+        ({"steps": 3}, "d", "other steps; delete it"),
+        ({}, "e", "other data; delete it"),
+        ({"row_order_sha256": None}, "d", "by an earlier version, which did not record the order"),
     ],
 )
-def test_plans_that_were_not_trained_alike_are_refused(changes: dict[str, Any], message: str) -> None:
-    folders = {"selected": Path("run"), "all": Path("run/ablation/all")}
-    check_same_training({"selected": TRAIN, "all": TRAIN}, folders)
-    with pytest.raises(UserError, match=f"run/ablation/all/adapter .*{message}"):
-        check_same_training({"selected": TRAIN, "all": TRAIN | changes}, folders)
+def test_plans_that_were_not_trained_alike_are_refused(
+    changes: dict[str, Any], data: str, message: str, tmp_path: Path
+) -> None:
+    folders = {name: tmp_path / name for name in ("selected", "all")}
+    for folder in folders.values():
+        write_artefact(folder / "adapter" / "train.json", "train_result", {"data": "d"}, TRAIN)
+    assert set(read_training(folders)) == set(folders)
+    body = {key: value for key, value in (TRAIN | changes).items() if value is not None}
+    write_artefact(folders["all"] / "adapter" / "train.json", "train_result", {"data": data}, body)
+    with pytest.raises(UserError, match=f"all/adapter .*{message}"):
+        read_training(folders)
+
+
+def test_training_that_cannot_be_compared_is_told_before_more_is_trained(tmp_path: Path) -> None:
+    config, stages = micro_config(tmp_path), Stages()
+    functions = stages.functions()
+
+    def train(run: RunConfig) -> None:
+        other = replace(run, seed=1) if run.select.method == "random" else run
+        functions["train"](other)
+
+    with pytest.raises(UserError, match="random_0/adapter .* other row_order_sha256, seed; delete it"):
+        ablate_stage(config, {**functions, "train": train})
+    assert stages.ran.count("train") == 2
 
 
 @pytest.mark.parametrize("key", ["n_experts_by_layer", "parameters"])
@@ -259,114 +272,6 @@ def test_what_stands_in_the_way_of_a_link_is_named(tmp_path: Path) -> None:
         share(tmp_path / "run", tmp_path / "run/ablation/all")
 
 
-def score(difference: float, n: int) -> dict[str, Any]:
-    base = 0.1
-    interval = {"low": difference - 0.1, "high": difference + 0.05}
-    return {"base": base, "tuned": base + difference, "difference": difference, "n": n, **interval}
-
-
-def made_up() -> dict[str, Any]:
-    """The body of an ablation with numbers that are told apart."""
-    plans = {
-        name: {
-            "label": name.replace("random_", "random, draw "),
-            "n_experts": 50,
-            "n_experts_there_are": 160,
-            "parameters": 1234,
-            "bytes": 5_200_000,
-            "step_time_s": 0.1234,
-            "target": score(0.1 * number, 200),
-            "general": score(-0.01 * number, 100),
-        }
-        for number, name in enumerate(TRAINED, start=1)
-    }
-    nothing = {"difference": 0.0, "low": 0.0, "high": 0.0, "tuned": 0.1}
-    plans["none"] = {
-        **plans["selected"],
-        "label": "nothing (the base)",
-        "step_time_s": None,
-        "target": score(0.1, 200) | nothing,
-        "general": score(0.1, 100) | nothing,
-    }
-    compared = {"other": 0.1, "selected": 0.2, "difference": 0.03, "low": -0.01, "high": 0.07, "n": 200}
-    return {
-        "run": "micro",
-        "languages": {"target": ["ta"], "general": ["en", "hi"]},
-        "model": {"model": "tiny-glm", "n_parameters": 12_000_000},
-        "lora": {"rank": 16, "attention": True, "shared_experts": False},
-        "training": {"steps": 600},
-        "plans": plans,
-        "comparisons": {
-            group: dict.fromkeys(("random", *TRAINED[1:]), compared) for group in ("target", "general")
-        },
-    }
-
-
-def test_every_score_stands_with_its_interval_and_its_number_of_rows() -> None:
-    table = results_table(made_up())
-    assert "held-out rows, Tamil, base `tiny-glm` (12.0 M parameters), 600 steps on the same rows" in table
-    assert "n = 200 target rows, 100 general rows (English, Hindi: what must not be forgotten)" in table
-    assert "LoRA on attention is trained with each of them." in table
-    assert "| nothing (the base) | 0 | 0 | - | - | 0.100 | 0.100 |" in table
-    cells = "0.200 (+0.100, +0.000 to +0.150) | 0.090 (-0.010, -0.110 to +0.040)"
-    assert f"| selected | 50 of 160 | 1,234 | 5.2 MB | 123 ms | {cells} |" in table
-    compared = "+0.030, -0.010 to +0.070"
-    assert f"| random, mean of 3 draws | {compared} | {compared} |" in table
-    assert f"| attention_only: what the experts add | {compared} | {compared} |" in table
-    # The draws are the second to the fourth plan: 0.1 + 0.2, 0.3 and 0.4.
-    assert "3 draws scored 0.300 to 0.500 on the target rows" in table
-    assert "A small model proves the mechanics" in table
-
-
-def test_the_table_says_nothing_that_is_not_so() -> None:
-    plain = made_up() | {"lora": {"rank": 16, "attention": False, "shared_experts": False}}
-    assert "is trained with each" not in results_table(plain)
-    assert "what the experts add" not in results_table(plain)
-    large = made_up() | {"model": {"model": "x", "n_parameters": 2_000_000_000}}
-    assert "A small model" not in results_table(large)
-    alone = copy.deepcopy(made_up())
-    for plan in alone["plans"].values():
-        plan["general"] = None
-    del alone["comparisons"]["general"]
-    table = results_table(alone)
-    assert "| nothing (the base) | 0 | 0 | - | - | 0.100 | - |" in table and "general rows" not in table
-
-
-def test_the_figure_marks_every_plan_by_its_shape_and_draws_its_intervals(tmp_path: Path) -> None:
-    plans = made_up()["plans"]
-    figure = ablation_figure(plans)
-    (axes,) = figure.axes
-    marks = [line for line in axes.lines if line.get_marker() not in ("None", None, "")]
-    assert len(marks) == 7
-    points = [tuple(np.ravel(line.get_xydata())) for line in marks]
-    names = plan_order(plans)
-    assert points == [(plans[n]["general"]["difference"], plans[n]["target"]["difference"]) for n in names]
-    assert names == ["none", *TRAINED]
-    shapes = {str(line.get_marker()) for line in marks}
-    assert len(shapes) == 5, "only the three draws share a mark"
-    assert len(axes.collections) == 2 * 7
-    legend = axes.get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == [
-        "nothing (the base)",
-        "selected",
-        "random",
-        "all",
-        "attention_only",
-    ]
-    first, second = tmp_path / "a.svg", tmp_path / "b.svg"
-    write_svg(first, figure)
-    write_svg(second, ablation_figure(plans))
-    assert first.read_bytes() == second.read_bytes()
-    assert ET.parse(first).getroot().tag.endswith("svg")
-
-
-def test_a_figure_of_forgetting_needs_general_rows() -> None:
-    plans = {name: plan | {"general": None} for name, plan in made_up()["plans"].items()}
-    with pytest.raises(ValueError, match="no general rows"):
-        ablation_figure(plans)
-
-
 def test_the_stage_writes_the_figure_beside_the_numbers(
     stopped_and_done: Any, ablation: dict[str, Any]
 ) -> None:
@@ -374,21 +279,3 @@ def test_the_stage_writes_the_figure_beside_the_numbers(
     assert ET.parse(path.with_suffix(".svg")).getroot().tag.endswith("svg")
     assert "| chosen for the language |" in results_table(ablation)
     assert set(ablation["inputs"]) == {"config", *(f"{name}/results.json" for name in TRAINED)}
-
-
-def test_the_table_takes_the_place_between_the_markers_and_nothing_else() -> None:
-    readme = "# title\n<!-- results:begin -->\nold\n<!-- results:end -->\nrest\n"
-    assert with_table(readme, "new") == "# title\n<!-- results:begin -->\nnew\n<!-- results:end -->\nrest\n"
-
-
-def test_a_readme_without_markers_is_refused() -> None:
-    with pytest.raises(UserError, match="results:begin"):
-        with_table("# title", "| a |")
-
-
-def test_the_readme_shows_the_table_of_the_kept_results_and_these_are_of_the_base_that_ships() -> None:
-    ablation = read_artefact(RESULTS / "quickstart_ablation.json", "ablation")
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    assert with_table(readme, results_table(ablation)) == readme
-    model, _ = load_model(BaseConfig(model="tiny-glm", device="cpu"))
-    assert ablation["base_fingerprint"] == model_fingerprint(model)

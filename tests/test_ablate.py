@@ -11,7 +11,9 @@ from datasets import Dataset, DatasetDict
 from test_evaluate import some_rows
 
 from data_recipes.artefact import UserError, read_artefact, write_artefact, write_json
-from eval.ablate import ablate_stage, plan_configs, share
+from data_recipes.settings import settings_dict
+from eval import ablate
+from eval.ablate import ablate_stage, main, plan_configs, share
 from eval.ablation_table import results_table
 from eval.evaluate import BASE_ANSWERS
 from eval.plan_comparison import check_equal_budget, read_training, selected_minus_others
@@ -279,3 +281,23 @@ def test_the_stage_writes_the_figure_beside_the_numbers(
     assert ET.parse(path.with_suffix(".svg")).getroot().tag.endswith("svg")
     assert "| chosen for the language |" in results_table(ablation)
     assert set(ablation["inputs"]) == {"config", *(f"{name}/results.json" for name in TRAINED)}
+
+
+def test_the_command_writes_the_readme_s_table_and_keeps_the_numbers_it_comes_from(
+    stopped_and_done: Any,
+    ablation: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config, path, _ = stopped_and_done
+    monkeypatch.setattr(ablate, "RESULTS", tmp_path / "results")
+    write_json(tmp_path / "run.yaml", settings_dict(config))
+    (tmp_path / "README.md").write_text("# a\n<!-- results:begin -->\n<!-- results:end -->\n")
+    assert main([str(tmp_path / "run.yaml"), "--save", "--readme", str(tmp_path / "README.md")]) == 0
+    table = results_table(ablation)
+    assert capsys.readouterr().out.endswith(f"\n{table}\n\n{path}\n")
+    assert table in (tmp_path / "README.md").read_text()
+    kept = tmp_path / "results" / "micro_ablation.json"
+    assert kept.read_bytes() == path.read_bytes()
+    assert kept.with_suffix(".svg").read_bytes() == path.with_suffix(".svg").read_bytes()

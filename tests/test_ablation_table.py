@@ -1,4 +1,4 @@
-"""What an ablation shows: written from numbers, never a mean alone, told apart without colour, in the README."""
+"""What an ablation shows: written from numbers, never a mean alone, told apart without colour."""
 
 import copy
 import xml.etree.ElementTree as ET

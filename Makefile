@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow lint types notebooks base controls clean
+.PHONY: help demo test slow lint types notebooks base ablate clean
 
 BIN := .venv/bin
 INSTALLED := .venv/installed
@@ -46,8 +46,8 @@ base: $(INSTALLED) $(KOLIBRI)  ## Train the shipped base model again from scratc
 $(KOLIBRI):
 	@$(BIN)/python -m pip download --quiet --no-deps kolibri==0.19.5 -d $(dir $(KOLIBRI))
 
-controls: $(INSTALLED)  ## The quickstart with chosen, random and all experts; writes the README's table
-	@$(OFFLINE) $(BIN)/local-experts controls configs/runs/quickstart.yaml --save --readme README.md
+ablate: $(INSTALLED)  ## The quickstart with chosen, random, all and no experts; writes the README's table
+	@$(OFFLINE) $(BIN)/local-experts ablate configs/runs/quickstart.yaml --save --readme README.md
 
 clean:  ## Remove the environment, the runs and every cache
 	@rm -rf .venv .cache runs build dist .pytest_cache .ruff_cache

@@ -44,6 +44,7 @@ MADE_BY = {
     "train_result": "local-experts train --config FILE",
     "eval_results": "local-experts eval --config FILE",
     "report": "local-experts report --config FILE",
+    "ablation": "local-experts ablate FILE",
 }
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

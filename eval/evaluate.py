@@ -2,17 +2,26 @@
 
 Reads `data/` (split "test") and `adapter/` of the run's folder; writes `results.json`: every row with both
 answers, and every metric of both with the interval of their difference, by group, language, task and kind.
+Beside it, `base_answers.json` keeps what the base said, for the next adapter on the same rows.
 
     local-experts eval --config configs/runs/quickstart.yaml
 """
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact
+from data_recipes.artefact import (
+    UserError,
+    package_versions,
+    read_artefact,
+    sha256_file,
+    sha256_json,
+    write_artefact,
+)
 from data_recipes.build import read_split
 from data_recipes.text import script_share
 from eval.compare import CONFIDENCE_PERCENT, paired_bootstrap_of_sums, ratio_of_sums
@@ -30,6 +39,7 @@ from finetune.config import EvalConfig, RunConfig, config_from_arguments
 from finetune.model import load_model, model_fingerprint, tokenizer_fingerprint
 
 Row = dict[str, Any]
+BASE_ANSWERS = "base_answers.json"
 
 # How the sums over rows become the metric: all are ratios of totals but chrF++.
 SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -47,6 +57,13 @@ class Answers(NamedTuple):
     loss: AnswerLoss
 
 
+class KeptAnswers(NamedTuple):
+    """A file of the base's answers, and what they depend on (name -> sha256)."""
+
+    path: Path
+    inputs: dict[str, str]
+
+
 class Scores(NamedTuple):
     """One model's metrics: a value for each row, and columns [N, C] whose sums give the metric."""
 
@@ -62,6 +79,32 @@ def answer_rows(
     prompts = [row["messages"][:-1] for row in rows]
     texts = generate_answers(model, tokenizer, prompts, config.batch_size, config.max_new_tokens, progress)
     return Answers(texts, answer_nll(model, tokenizer, rows, config.batch_size))
+
+
+def write_answers(kept: KeptAnswers, rows: Sequence[Row], answers: Answers) -> None:
+    """Keep answers in a file; numbers come back bit for bit."""
+    body = {
+        "ids": [row["id"] for row in rows],
+        "texts": answers.texts,
+        "nll_nats": answers.loss.nll_nats.tolist(),
+        "n_bytes": answers.loss.n_bytes.tolist(),
+    }
+    body["sha256"] = sha256_json(body)
+    write_artefact(kept.path, "base_answers", kept.inputs, body)
+
+
+def read_answers(kept: KeptAnswers, rows: Sequence[Row]) -> Answers | None:
+    """The kept answers, or None: there are none, they are damaged, or of another base, rows or settings."""
+    try:
+        found = read_artefact(kept.path, "base_answers")
+    except UserError:
+        return None
+    body: dict[str, Any] = {name: found.get(name) for name in ("ids", "texts", "nll_nats", "n_bytes")}
+    is_whole = found.get("sha256") == sha256_json(body)
+    is_of_these = found["inputs"] == kept.inputs and body["ids"] == [row["id"] for row in rows]
+    if not (is_whole and is_of_these and found["versions"] == package_versions()):
+        return None
+    return Answers(body["texts"], AnswerLoss(np.array(body["nll_nats"]), np.array(body["n_bytes"])))
 
 
 def score_answers(rows: Sequence[Row], answers: Answers) -> Scores:
@@ -118,17 +161,29 @@ def compare_answers(
 
 
 def evaluate_rows(
-    model: Any, tokenizer: Any, rows: Sequence[Row], config: EvalConfig, seed: int, progress: bool = False
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    config: EvalConfig,
+    seed: int,
+    progress: bool = False,
+    kept: KeptAnswers | None = None,
 ) -> dict[str, Any]:
     """Compare a model with an attached adapter to its own base on dataset rows, as `compare_answers`.
+
+    The base's answers are taken from `kept` when they are there, and written to it when not.
 
     Raises:
         UserError: no rows, or a row without an answer.
     """
     if not rows:
         raise UserError("no rows to evaluate: the test split is empty; raise the recipe's share of test rows")
-    with adapter_disabled(model):
-        base = answer_rows(model, tokenizer, rows, config, "base " if progress else None)
+    base = read_answers(kept, rows) if kept else None
+    if base is None:
+        with adapter_disabled(model):
+            base = answer_rows(model, tokenizer, rows, config, "base " if progress else None)
+        if kept:
+            write_answers(kept, rows, base)
     tuned = answer_rows(model, tokenizer, rows, config, "tuned" if progress else None)
     return compare_answers(rows, base, tuned, config.n_bootstrap, seed)
 
@@ -165,14 +220,19 @@ def evaluate_stage(config: RunConfig) -> Path:
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     load_adapter(model, folder / "adapter")
     model.eval()
-    results = evaluate_rows(model, tokenizer, rows, config.eval, config.seed, progress=True)
-    path = folder / "results.json"
-    inputs = {
+    of_base = {
         "dataset": manifest["content_hash"],
-        "adapter": sha256_file(folder / "adapter" / "adapter_config.json"),
         "model": model_fingerprint(model),
         "tokenizer": tokenizer_fingerprint(tokenizer),
     }
+    # What else decides about an answer; the size of a batch changes its last bits.
+    settings = [config.base.dtype, str(model.device), config.eval.batch_size, config.eval.max_new_tokens]
+    # Through a link: the plans of an ablation share one file.
+    answers_path = Path(os.path.realpath(folder / BASE_ANSWERS))
+    kept = KeptAnswers(answers_path, of_base | {"settings": sha256_json(settings)})
+    results = evaluate_rows(model, tokenizer, rows, config.eval, config.seed, progress=True, kept=kept)
+    path = folder / "results.json"
+    inputs = of_base | {"adapter": sha256_file(folder / "adapter" / "adapter_config.json")}
     settings = {
         "model": config.base.model,
         "model_type": model.config.model_type,

@@ -44,6 +44,10 @@ def active_adapter(model: nn.Module) -> str | None:
         adapter = getattr(module, "expert_lora", None)
         if isinstance(adapter, ExpertLora):
             return adapter.name
+    for _, linear in linear_layers(model):  # of an adapter that is on no expert
+        for name in linear.active_adapters:
+            if name in linear.lora_A:
+                return name
     return None
 
 

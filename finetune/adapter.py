@@ -36,7 +36,13 @@ from finetune.active_adapter import (
 )
 from finetune.active_adapter import adapter_disabled as adapter_disabled
 from finetune.config import LoraConfig
-from finetune.linear_lora import attach_linear, linear_layers, linear_names, refuse_peft_model
+from finetune.linear_lora import (
+    attach_linear,
+    is_linear_as,
+    linear_layers,
+    linear_names,
+    refuse_peft_model,
+)
 from finetune.lora import ExpertLora, former_implementation, implementation_over
 from finetune.merge import is_merged, refuse_merged, unmerge
 from finetune.model import model_fingerprint
@@ -58,9 +64,9 @@ def attach(
     """Freeze `model`, give the experts of `plan["experts"]` a LoRA; returns how many parameters train.
 
     `plan["experts"]` maps a layer index (as text) to expert ids; a layer not named or without ids gets none.
-    With `config.attention` or `config.shared_experts` those of all layers get one too. Adapters attached
-    before, under other names, stay, and are switched off: the new one is active. What trains is printed when
-    it `announces`.
+    With `config.attention` or `config.shared_experts` those of all layers get one too; a plan of the method
+    "none" trains these alone. Adapters attached before, under other names, stay, and are switched off: the
+    new one is active. What trains is printed when it `announces`.
 
     Raises:
         UserError: nothing is chosen, a layer or expert does not exist, or the name cannot be used.
@@ -69,7 +75,7 @@ def attach(
     refuse_merged(model)
     _check_name(model, name)
     layers = moe_layers(model)
-    chosen = chosen_experts(layers, plan)
+    chosen = chosen_experts(layers, plan, config)
     linears = linear_names(model, config)
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -93,11 +99,12 @@ def count_line(
 ) -> str:
     """What trains, in one line."""
     n_experts = sum(len(experts) for experts in chosen.values())
-    down = "" if config.down_rank is None else f" (down_proj {config.down_rank})"
-    also = f" and on {len(linears)} linear layers" if linears else ""
+    down = "" if config.down_rank is None or not chosen else f" (down_proj {config.down_rank})"
+    places = [f"on {n_experts} experts of {len(chosen)} layers"] if chosen else []
+    places += [f"on {len(linears)} linear layers"] if linears else []
     return (
         f"adapter {name}: {n_trainable:,} trainable parameters, rank {config.rank}{down}, "
-        f"on {n_experts} experts of {len(chosen)} layers{also}"
+        f"{' and '.join(places)}"
     )
 
 
@@ -204,10 +211,12 @@ def write_adapter_files(model: nn.Module, plan: Mapping[str, Any], config: LoraC
     if not state:
         raise UserError("the model has no adapter to save: attach one first")
     name = active_adapter(model)
+    assert name is not None, "a state has an adapter"
     adapters = [module for module in model.modules() if isinstance(module, ExpertLora)]
     used = {adapter.config for adapter in adapters if adapter.name == name}
-    if used != {config}:
-        raise UserError(f"the adapter was attached with {', '.join(map(str, used))}, not with {config}")
+    if used - {config} or not is_linear_as(model, name, config):
+        options = ", ".join(map(str, used - {config})) or "other options"
+        raise UserError(f"the adapter was attached with {options}, not with {config}")
     save_file(state, folder / TENSORS_FILE)
     body = {
         **asdict(config),
@@ -314,10 +323,23 @@ def _load_state(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path)
             value.copy_(state[name])
 
 
-def chosen_experts(layers: list[MoeLayer], plan: Mapping[str, Any]) -> dict[int, list[int]]:
-    """Layer index -> ascending expert ids, without layers that have none."""
+def chosen_experts(
+    layers: list[MoeLayer], plan: Mapping[str, Any], config: LoraConfig
+) -> dict[int, list[int]]:
+    """Layer index -> ascending expert ids, without layers that have none.
+
+    Raises:
+        UserError: nothing would train, or a layer or expert does not exist.
+    """
     n_experts = {layer.index: layer.n_experts for layer in layers}
     chosen = {int(index): sorted(experts) for index, experts in plan["experts"].items() if experts}
+    if not chosen and plan.get("method") == "none":
+        if config.attention or config.shared_experts:
+            return {}
+        raise UserError(
+            "the plan chooses no expert on purpose (select.method=none), so nothing would train: set "
+            "lora.attention=true or lora.shared_experts=true, or another select.method"
+        )
     if not chosen:
         raise UserError("the plan chooses no expert, so nothing would train: raise select.share")
     for index, experts in chosen.items():

@@ -33,7 +33,7 @@ STAGES = {
     "train": Stage("finetune.train", "train LoRA on the chosen experts"),
     "eval": Stage("eval.evaluate", "compare base and tuned on held-out rows"),
     "report": Stage("eval.report", "write report.json and report.html"),
-    "controls": Stage("eval.controls", "the run with chosen, random, all and no experts trained", False),
+    "ablate": Stage("eval.ablate", "the run with chosen, random, all and no experts trained", False),
     "export": Stage("finetune.export", "write an adapter for PEFT, vLLM or SGLang, or merge it", False),
     "import": Stage("finetune.import_adapter", "read an adapter of PEFT, vLLM or SGLang", False),
     "bench": Stage("finetune.bench", "measure time and memory of a step beside PEFT", False),

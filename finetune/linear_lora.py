@@ -82,6 +82,22 @@ def start_linear(layer: Any, adapter_name: str, generator: torch.Generator) -> N
     layer.train(layer.get_base_layer().training)
 
 
+def is_linear_as(model: nn.Module, adapter_name: str, config: LoraConfig) -> bool:
+    """Whether PEFT's layers of that adapter are those that `config` asks for, made with its options."""
+    layers = {name: layer for name, layer in linear_layers(model) if has_adapter(layer, adapter_name)}
+    wanted = (config.rank, config.alpha, config.rslora, config.dropout)
+    return list(layers) == linear_names(model, config) and all(
+        wanted
+        == (
+            layer.r[adapter_name],
+            layer.lora_alpha[adapter_name],
+            layer.use_rslora[adapter_name],
+            getattr(layer.lora_dropout[adapter_name], "p", 0.0),
+        )
+        for layer in layers.values()
+    )
+
+
 def has_adapter(module: nn.Module, adapter_name: str) -> bool:
     """Whether `module` is a linear layer with PEFT's LoRA of that name."""
     return isinstance(module, BaseTunerLayer) and adapter_name in getattr(module, "lora_A", ())

@@ -26,15 +26,15 @@ def merge(model: nn.Module) -> None:
     """
     refuse_peft_model(model)
     refuse_merged(model)
-    merging = _active(model)
-    if not merging:
+    merging, linears = _active(model), active_linears(model)
+    if not (merging or linears):
         raise UserError("the model has no active adapter to merge: attach or load one first")
     for experts, adapter in merging:
         check_mergeable(experts, adapter)
     for experts, adapter in merging:
         merge_experts(experts, adapter)
         adapter.enabled = False
-    for layer in active_linears(model):
+    for layer in linears:
         keep_weight(layer)
         layer.merge()
 
@@ -57,7 +57,8 @@ def unmerge(model: nn.Module) -> None:
 
 def is_merged(model: nn.Module) -> bool:
     """Whether an adapter is part of the base's weights now."""
-    return any(isinstance(module, ExpertLora) and module.originals for module in model.modules())
+    of_experts = any(isinstance(module, ExpertLora) and module.originals for module in model.modules())
+    return of_experts or any(layer.merged for _, layer in linear_layers(model))
 
 
 def refuse_merged(model: nn.Module) -> None:

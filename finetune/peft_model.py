@@ -114,7 +114,7 @@ def get_expert_peft_model(
     check_peft()
     model = get_peft_model(base, expert_lora_config(base, plan, config, seed), adapter_name)
     n_trainable, _ = model.get_nb_trainable_parameters()
-    chosen = chosen_experts(moe_layers(base), plan)
+    chosen = chosen_experts(moe_layers(base), plan, config)
     linears = [name for name, _ in linear_layers(base)]
     say(count_line(adapter_name, n_trainable, config, chosen, linears))
     return model
@@ -133,7 +133,7 @@ def expert_lora_config(base: Any, plan: Mapping[str, Any], config: LoraConfig, s
     fingerprint = model_fingerprint(base)
     _require_base(plan.get("model_fingerprint"), fingerprint, "the plan")
     layers = moe_layers(base)
-    chosen = chosen_experts(layers, plan)
+    chosen = chosen_experts(layers, plan, config)
     names = {id(module): name for name, module in base.named_modules()}
     experts = {names[id(layer.experts)]: chosen[layer.index] for layer in layers if layer.index in chosen}
     alpha: Any = config.alpha  # PEFT annotates an int and divides it

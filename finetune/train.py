@@ -7,6 +7,7 @@ metrics.jsonl, train.json).
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m finetune.train --config FILE
 """
 
+import hashlib
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -67,6 +69,9 @@ class TrainResult:
     last_loss: float
     n_trainable: int
     tokens_per_s: float
+    step_time_s: float  # median over the optimizer steps, without evaluation
+    row_order_sha256: str  # of the row ids of each step, in order: equal for runs that trained on the same
+    seed: int
 
 
 def train_rows(
@@ -100,8 +105,8 @@ def train_rows(
         metrics_path.unlink(missing_ok=True)
     broadcast_parameters(accelerator, parameters)
     optimizer = adapter_optimizer(model, config)
-    losses: list[float] = []
-    n_tokens, started = 0, time.perf_counter()
+    losses, step_times = [], []
+    n_tokens, started, row_order = 0, time.perf_counter(), hashlib.sha256()
     progress = tqdm(
         total=config.steps,
         desc="train",
@@ -116,6 +121,7 @@ def train_rows(
             group["lr"] = learning_rate * group["ratio"]
         numbers = step_rows(len(examples), config.batch_size, step, seed)
         step_examples = [examples[number] for number in numbers]
+        row_order.update(json.dumps([example.row_id for example in step_examples]).encode())
         # Every process knows the whole batch, so nobody has to ask how many tokens the others train.
         n_trained = n_trained_tokens(step_examples)
         mine = contiguous_part(step_examples, accelerator.process_index, accelerator.num_processes)
@@ -148,7 +154,8 @@ def train_rows(
         losses.append(step_loss)
         step_tokens = sum(len(example.tokens) for example in step_examples)
         n_tokens += step_tokens
-        tokens_per_s = step_tokens / (time.perf_counter() - step_started)
+        step_times.append(time.perf_counter() - step_started)
+        tokens_per_s = step_tokens / step_times[-1]
         progress.set_postfix(loss=f"{step_loss:.3f}", tokens_per_s=f"{tokens_per_s:,.0f}", refresh=False)
         progress.update()
         metrics = {
@@ -157,6 +164,7 @@ def train_rows(
             "lr": learning_rate,
             "grad_norm": gradient_norm,
             "tokens_per_s": tokens_per_s,
+            "step_time_s": step_times[-1],
         }
         _log(accelerator, metrics_path, metrics)
         if validation and ((step + 1) % config.eval_every == 0 or step + 1 == config.steps):
@@ -171,9 +179,17 @@ def train_rows(
     progress.close()
     model.eval()
     seconds = time.perf_counter() - started
-    n_trainable = sum(parameter.numel() for parameter in parameters)
     return TrainResult(
-        config.steps, seconds, n_tokens, losses[0], losses[-1], n_trainable, n_tokens / seconds
+        steps=config.steps,
+        seconds=seconds,
+        tokens=n_tokens,
+        first_loss=losses[0],
+        last_loss=losses[-1],
+        n_trainable=sum(parameter.numel() for parameter in parameters),
+        tokens_per_s=n_tokens / seconds,
+        step_time_s=median(step_times),
+        row_order_sha256=row_order.hexdigest(),
+        seed=seed,
     )
 
 

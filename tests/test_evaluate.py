@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
-from data_recipes.artefact import UserError, read_artefact, write_artefact
+from data_recipes.artefact import UserError, read_artefact, sha256_json, write_artefact, write_json
 from data_recipes.tasks import TASKS
 from eval.evaluate import Answers, cap_rows, compare_answers, evaluate_rows, evaluate_stage, main
 from eval.generate import AnswerLoss, answer_nll, generate_answers
@@ -206,6 +206,56 @@ def test_the_stage_writes_the_same_whole_results_each_time(run_folder):
     assert results["settings"]["n_parameters"] > 0
     assert any(row["base"] != row["tuned"] for row in results["rows"])
     assert evaluate_stage(run_folder).read_bytes() == first
+
+
+def kept_texts(config, change=None):
+    """The kept texts of the base; a `change` of the file is written first, with the hash it then needs."""
+    path = Path(config.output) / "base_answers.json"
+    found = json.loads(path.read_text())
+    if change is not None:
+        found |= change(found)
+        body = {name: found[name] for name in ("ids", "texts", "nll_nats", "n_bytes")}
+        write_json(path, found | {"sha256": sha256_json(body)})
+    return found["texts"]
+
+
+def base_texts(config):
+    return [row["base"] for row in read_artefact(evaluate_stage(config), "eval_results")["rows"]]
+
+
+def test_the_base_is_asked_once_for_all_adapters_on_the_same_rows(run_folder):
+    texts = base_texts(run_folder)
+    assert kept_texts(run_folder) == texts
+    kept_texts(run_folder, lambda found: {"texts": ["kept", *texts[1:]]})
+    assert base_texts(run_folder) == ["kept", *texts[1:]]
+
+
+def test_the_base_is_asked_again_when_what_is_kept_does_not_fit(run_folder):
+    texts = base_texts(run_folder)
+    other_settings = replace(run_folder, eval=replace(run_folder.eval, max_new_tokens=2))
+    marked = ["kept"] * len(texts)
+    changes = (
+        lambda found: {"texts": marked, "ids": found["ids"][::-1]},
+        lambda found: {"texts": marked, "inputs": found["inputs"] | {"model": "f" * 64}},
+        lambda found: {"texts": marked, "versions": {"torch": "1.0"}},
+    )
+    for change in changes:
+        kept_texts(run_folder, change)
+        assert base_texts(run_folder) == texts
+        assert kept_texts(run_folder) == texts
+    kept_texts(run_folder, lambda found: {"texts": marked})
+    shorter = base_texts(other_settings)
+    assert "kept" not in shorter and shorter != texts
+
+
+def test_kept_answers_that_were_harmed_are_made_again(run_folder):
+    texts = base_texts(run_folder)
+    path = Path(run_folder.output) / "base_answers.json"
+    whole = path.read_text()
+    for harmed in (whole[:-9], whole.replace(json.dumps(texts[0])[1:-1], "x", 1), "[]"):
+        path.write_text(harmed)
+        assert base_texts(run_folder) == texts
+        assert path.read_text() == whole
 
 
 def test_the_command_prints_interval_and_rows(run_folder, tmp_path, capsys):

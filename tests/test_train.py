@@ -1,5 +1,6 @@
 """The loop trains the adapter and nothing else, by the numbers it says, and stops loudly."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from data_recipes.artefact import UserError, read_artefact, write_artefact
 from finetune.adapter import adapter_parameters, adapter_state, attach, load_adapter
-from finetune.batches import collate, encode_rows
+from finetune.batches import collate, encode_rows, step_rows
 from finetune.config import BaseConfig, DataConfig, LoraConfig, RunConfig, TrainConfig
 from finetune.model import load_model, model_fingerprint
 from finetune.processes import check_process_count, start_accelerator
@@ -23,6 +24,9 @@ LORA = LoraConfig(rank=4, alpha=8.0)
 TRAIN = TrainConfig(
     steps=6, learning_rate=5e-3, batch_size=8, warmup_steps=2, eval_every=3, eval_rows=4, max_length_tokens=64
 )
+
+
+STEP_KEYS = {"step", "loss", "lr", "grad_norm", "tokens_per_s", "step_time_s"}
 
 
 def chat_rows(n_rows: int) -> list[dict[str, Any]]:
@@ -87,7 +91,7 @@ def test_training_lowers_the_loss_and_changes_only_the_adapter(
     steps = [line for line in lines if "loss" in line]
     evaluations = [line for line in lines if "loss" not in line]
     assert [line["step"] for line in steps] == list(range(1, 31))
-    assert all(line.keys() == {"step", "loss", "lr", "grad_norm", "tokens_per_s"} for line in steps)
+    assert all(line.keys() == STEP_KEYS for line in steps)
     assert [line["step"] for line in evaluations] == [10, 20, 30]
     assert all(line.keys() == {"step", "eval_loss_target", "eval_loss_general"} for line in evaluations)
     assert evaluations[-1]["eval_loss_target"] < evaluations[0]["eval_loss_target"]
@@ -117,14 +121,38 @@ def test_the_loss_is_the_mean_over_all_trained_tokens_whatever_the_accumulation(
 def test_the_same_seed_gives_the_same_adapter_and_another_seed_another_order(
     tiny_model_factory: Any, tiny_tokenizer: Any
 ) -> None:
-    states = []
+    states, results = [], []
     for seed in (0, 0, 1):
         model = tiny_model_factory(vocab_size=262)
         attach(model, PLAN, LORA, seed=0)
-        train_rows(model, tiny_tokenizer, chat_rows(24), TRAIN, seed)
+        results.append(train_rows(model, tiny_tokenizer, chat_rows(24), TRAIN, seed))
         states.append(torch.cat([value.flatten() for value in adapter_state(model).values()]))
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
+    assert [result.seed for result in results] == [0, 0, 1]
+    orders = [result.row_order_sha256 for result in results]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_the_row_order_is_the_hash_of_the_ids_of_each_step(chat_model: Any, tiny_tokenizer: Any) -> None:
+    rows = chat_rows(24)
+    result = train_rows(chat_model, tiny_tokenizer, rows, train_config(steps=4), 3)
+    steps = [[rows[number]["id"] for number in step_rows(24, 8, step, 3)] for step in range(4)]
+    assert len({row for step in steps[:3] for row in step}) == 24, "the fourth step begins another epoch"
+    told = "".join(json.dumps(step) for step in steps)
+    assert result.row_order_sha256 == hashlib.sha256(told.encode()).hexdigest()
+
+
+def test_the_step_time_is_the_median_of_the_steps_told(
+    chat_model: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    result = train_rows(
+        chat_model, tiny_tokenizer, chat_rows(24), train_config(steps=5), 0, metrics_path=path
+    )
+    times = [json.loads(line)["step_time_s"] for line in path.read_text().splitlines()]
+    assert len(times) == 5 and result.step_time_s == sorted(times)[2]
+    assert sum(times) < result.seconds
 
 
 def test_padding_does_not_change_a_row_s_losses(tiny_model_factory: Any, tiny_tokenizer: Any) -> None:

@@ -1,4 +1,4 @@
-"""The report of a made-up run: its sentences, a page without outside requests, figures of any size."""
+"""The report of a made-up run: its sentences, a page without outside requests, its figures."""
 
 import json
 import re
@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_up_profiles import made_up_profile
-from matplotlib.figure import Figure
 
 from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact
 from eval.evaluate import Answers, compare_answers
-from eval.figures import COLOURS, forgetting_figure, gain_figure, loss_figure
+from eval.figures import COLOURS
 from eval.generate import AnswerLoss
 from eval.page import comparison_cells, cut_text, verdict
 from eval.report import choose_examples, finding, main, model_note, report_stage
@@ -291,19 +290,6 @@ def test_examples_are_drawn_by_the_seed_for_every_task():
     assert shown == choose_examples(rows, 2, seed=0)
     assert any(choose_examples(rows, 2, seed=seed) != shown for seed in range(1, 5))
     assert choose_examples(rows, 0, seed=0) == []
-
-
-def test_every_figure_is_a_figure_for_a_notebook_too():
-    found = {"date": {"base": 0.0, "tuned": 0.9, "difference": 0.9, "low": 0.8, "high": 1.0}}
-    metrics = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "eval_loss": 1.5}]
-    figures = [gain_figure(found), forgetting_figure(found), loss_figure(metrics)]
-    assert all(isinstance(figure, Figure) for figure in figures)
-    assert np.asarray(figures[2].axes[0].get_lines()[1].get_xydata(), dtype=float).tolist() == [[2, 1.5]]
-
-
-def test_metrics_without_a_loss_are_refused():
-    with pytest.raises(ValueError, match="holds a loss"):
-        loss_figure([{"step": 1, "eval_loss": 1.0}])
 
 
 def test_a_run_without_general_rows_has_a_report(run_folder):

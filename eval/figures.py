@@ -4,6 +4,7 @@ Labels are English only: glyph outlines do not shape Indic text, so that stays i
 told apart without colour. In the page the few colours below become CSS variables, for light and dark.
 """
 
+import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,9 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from data_recipes.languages import LANGUAGES
 
 # In a notebook and on a light page, and on a dark page. No two may be equal: they are found by value.
 COLOURS = {
@@ -44,7 +47,6 @@ STYLE: dict[Any, Any] = {
 }
 WIDTH_INCHES = 4.3  # narrow, so that letters stay readable when a phone shrinks it to 4 inches or less
 N_LOSS_POINTS = 300  # more would not be seen
-MAX_VECTOR_MARKS = 3000  # more chosen experts are drawn as pixels: the page must stay small
 
 
 def gain_figure(found: Mapping[str, Mapping[str, float]], label: str = "exact match") -> Figure:
@@ -54,7 +56,7 @@ def gain_figure(found: Mapping[str, Mapping[str, float]], label: str = "exact ma
         found: slice name -> base, tuned, low, high (0 to 1), in the order to draw from the top.
     """
     with rc_context(STYLE):
-        figure, axes = _axes(height_inches=1.1 + 0.3 * len(found))
+        figure, axes = new_axes(height_inches=1.1 + 0.3 * len(found))
         y = np.arange(len(found))
         base, tuned, low, high = (np.array([one[key] for one in found.values()]) for key in _KEYS)
         axes.hlines(y, base + low, base + high, color=TUNED, linewidth=5, alpha=0.35, label="95 % interval")
@@ -65,7 +67,7 @@ def gain_figure(found: Mapping[str, Mapping[str, float]], label: str = "exact ma
         _name_rows(axes, list(found))
         axes.set_xlim(-0.04, 1.04)
         axes.set_xlabel(label)
-        _legend_above(axes)
+        legend_above(axes)
         return figure
 
 
@@ -78,7 +80,7 @@ def forgetting_figure(
         found: slice name -> difference, low, high, in the order to draw from the top.
     """
     with rc_context(STYLE):
-        figure, axes = _axes(height_inches=1.0 + 0.3 * len(found))
+        figure, axes = new_axes(height_inches=1.0 + 0.3 * len(found))
         y = np.arange(len(found))
         difference, low, high = (
             np.array([one[k] for one in found.values()]) for k in ("difference", "low", "high")
@@ -90,57 +92,7 @@ def forgetting_figure(
         reach = max(0.05, 1.15 * float(np.abs([low, high, difference]).max()))
         axes.set_xlim(-reach, reach)
         axes.set_xlabel(label)
-        _legend_above(axes)
-        return figure
-
-
-def routing_figure(
-    share_LE: np.ndarray,
-    layers: Sequence[int],
-    chosen: Mapping[int, Sequence[int]],
-    title: str = "",
-    top: float | None = None,
-) -> Figure:
-    """Heat map of how routers spread a group's tokens over experts; a ringed dot marks each chosen one.
-
-    Args:
-        share_LE: share of a layer's routed tokens that each expert got, [L, E]; every row sums to 1.
-        layers: the decoder layer of each row, [L].
-        chosen: decoder layer -> chosen expert ids.
-        top: end of the colour scale, in multiples of an even share; None takes the largest value.
-
-    Raises:
-        ValueError: a row does not sum to 1, so it is no share over experts.
-    """
-    n_layers, n_experts = share_LE.shape
-    if not np.allclose(share_LE.sum(axis=1), 1):
-        raise ValueError(f"shares must sum to 1 over a layer's experts, not {share_LE.sum(axis=1)}")
-    with rc_context(STYLE):
-        figure, axes = _axes(height_inches=min(1.6 + 0.24 * n_layers, 9.0))
-        image = axes.imshow(
-            share_LE * n_experts, cmap="cividis", aspect="auto", vmin=0, vmax=top, interpolation="nearest"
-        )
-        marks = [(expert, row) for row, layer in enumerate(layers) for expert in chosen.get(layer, ())]
-        x, y = np.array(marks, dtype=float).reshape(-1, 2).T
-        # White in a black ring: seen on every colour of the map, and on paper.
-        size = float(np.clip(700 / n_experts, 1.5, 16))
-        axes.scatter(
-            x,
-            y,
-            s=size,
-            c="white",
-            edgecolors="black",
-            linewidths=0.7,
-            rasterized=len(marks) > MAX_VECTOR_MARKS,
-        )
-        axes.set_title(title, loc="left", fontsize=9)
-        axes.set_xlabel("expert")
-        axes.set_ylabel("layer")
-        shown = np.unique(np.linspace(0, n_layers - 1, min(n_layers, 12)).astype(int))
-        axes.set_yticks(shown, [str(layers[row]) for row in shown])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        bar = figure.colorbar(image, ax=axes, pad=0.02)
-        bar.set_label("times an even share")
+        legend_above(axes)
         return figure
 
 
@@ -158,7 +110,7 @@ def loss_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
         raise ValueError("no line of the training metrics holds a loss")
     names = sorted({name for line in metrics for name in line if name.startswith("eval_loss")}, reverse=True)
     with rc_context(STYLE):
-        figure, axes = _axes(height_inches=2.6)
+        figure, axes = new_axes(height_inches=2.6)
         groups = np.array_split(train, min(len(train), N_LOSS_POINTS))
         steps, losses = np.array([group.mean(axis=0) for group in groups]).T
         axes.plot(steps, losses, color=MUTED, linewidth=1, alpha=0.8, label="training")
@@ -170,7 +122,7 @@ def loss_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_xlabel("step")
         axes.set_ylabel("loss (nats per token)")
         axes.grid(axis="y", color=GRID, linewidth=0.8)
-        _legend_above(axes)
+        legend_above(axes)
         return figure
 
 
@@ -181,6 +133,8 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
         name: a word that no other figure of the page has; it goes in front of every id.
         description: what a reader who cannot see the figure should know.
     """
+    for image in (image for axes in figure.axes for image in axes.images):
+        image.set_interpolation("none")  # one pixel a cell: small, and the browser enlarges it without blur
     file = io.StringIO()
     with rc_context(STYLE):
         figure.savefig(
@@ -188,7 +142,8 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
         )
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"(?<=base64,)[^\"]+", lambda found: _palette_png(found[0]), svg)
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|^ +", "", svg, flags=re.DOTALL | re.MULTILINE)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", svg)
     for variable, (light, _) in COLOURS.items():
         svg = svg.replace(light, f"var(--{variable})")
@@ -198,11 +153,44 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{text}" ', 1).strip()
 
 
+def small_png(figure: Figure, dpi: int = 72, n_colours: int = 32) -> bytes:
+    """The figure on white as a PNG of few colours, for `IPython.display.Image`: a third of the usual bytes.
+
+    A figure that no pyplot made is shown by IPython as its name only, unless `%matplotlib inline` was run.
+    """
+    file = io.BytesIO()
+    figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.04, dpi=dpi, facecolor="white")
+    with Image.open(file) as drawn:
+        picture = drawn.convert("RGB").quantize(n_colours, dither=Image.Dither.NONE)
+    small = io.BytesIO()
+    picture.save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
+def language_name(code: str) -> str:
+    """English name of a language, or its code when the project does not know it."""
+    return LANGUAGES[code].name if code in LANGUAGES else code
+
+
 _KEYS = ("base", "tuned", "low", "high")
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
-def _axes(height_inches: float) -> tuple[Figure, Axes]:
+def _palette_png(encoded: str) -> str:
+    """A PNG (base64) of at most 256 colours with a palette: the same pixels in a quarter of the bytes."""
+    rgba = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGBA"))
+    colours, index = np.unique(rgba.reshape(-1, 4), axis=0, return_inverse=True)
+    if len(colours) > 256:
+        return encoded
+    image = Image.fromarray(index.reshape(rgba.shape[:2]).astype(np.uint8))
+    image.putpalette(colours.tobytes(), "RGBA")
+    file = io.BytesIO()
+    image.save(file, format="png", optimize=True)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def new_axes(height_inches: float) -> tuple[Figure, Axes]:
+    """An empty figure of the page's width; call it inside `rc_context(STYLE)`."""
     figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
     return figure, figure.subplots()
 
@@ -216,7 +204,8 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.set_axisbelow(True)
 
 
-def _legend_above(axes: Axes) -> None:
+def legend_above(axes: Axes) -> None:
+    """One line of labels over the axes, out of the data's way."""
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.0),

@@ -7,20 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import regex
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
-from data_recipes.languages import LANGUAGES
-from eval.figures import (
-    COLOURS,
-    forgetting_figure,
-    gain_figure,
-    inline_svg,
-    loss_figure,
-    routing_figure,
-)
+from eval.figures import COLOURS, forgetting_figure, gain_figure, inline_svg, language_name, loss_figure
+from eval.routing_figures import coverage_figure, difference_figure, routing_figure, similarity_figure
+from finetune.profile import Kinds, Profile
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 MAX_SHOWN_GRAPHEMES = 240
@@ -42,8 +36,8 @@ METRICS = {
 def render_page(
     report: Mapping[str, Any],
     examples: Sequence[Mapping[str, Any]],
-    shares: Mapping[str, tuple[np.ndarray, list[int]] | None],
-    chosen: Mapping[int, Sequence[int]],
+    profile: Profile,
+    plan: Mapping[str, Any],
     metrics: Sequence[Mapping[str, Any]],
 ) -> str:
     """The whole page as text; the same arguments give the same bytes.
@@ -51,8 +45,8 @@ def render_page(
     Args:
         report: the body of report.json with its inputs and versions.
         examples: rows of results.json to show.
-        shares: "target" and "general" -> shares [L, E] and their decoder layers, or None without rows.
-        chosen: decoder layer -> expert ids.
+        profile: the routing of the base.
+        plan: body of plan.json: which experts were tuned.
         metrics: lines of metrics.jsonl.
     """
     environment = Environment(
@@ -65,7 +59,8 @@ def render_page(
         report=report,
         metrics=METRICS,
         examples=examples,
-        figures=_figures(report, shares, chosen, metrics),
+        figures=[*_result_figures(report), *figures_of_roles(profile, plan), _loss(metrics)],
+        language_figures=figures_of_languages(profile, plan.get("kinds")),
         colours=COLOURS,
     )
 
@@ -89,52 +84,96 @@ def verdict(found: Mapping[str, float], metric: str) -> str:
     return "better" if (found["low"] > 0) == METRICS[metric][2] else "worse"
 
 
-def language_name(code: str) -> str:
-    """English name of a language, or its code when the project does not know it."""
-    return LANGUAGES[code].name if code in LANGUAGES else code
-
-
 def cut_text(text: str) -> str:
     """At most so many graphemes: cut by code points, a vowel sign would lose its letter."""
     graphemes = regex.findall(r"\X", text)
     return text if len(graphemes) <= MAX_SHOWN_GRAPHEMES else "".join(graphemes[:MAX_SHOWN_GRAPHEMES]) + "…"
 
 
-def _figures(
-    report: Mapping[str, Any],
-    shares: Mapping[str, tuple[np.ndarray, list[int]] | None],
-    chosen: Mapping[int, Sequence[int]],
-    metrics: Sequence[Mapping[str, Any]],
-) -> list[dict[str, Any]]:
-    """Title, caption and SVG of each figure that has something to show."""
+def _result_figures(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Gain and forgetting, as far as there are rows."""
     by_task, by_language = report["by_task"]["exact_match"], report["by_language"]["exact_match"]
     figures = []
-
-    def show(name: str, title: str, caption: str, figure: Any) -> None:
-        svg = Markup(inline_svg(figure, name, f"{title}. {caption}"))
-        figures.append({"title": title, "caption": caption, "svg": svg})
-
     if by_task.get("target"):
         whisker = (
             "The bar is the 95 % interval of the difference, laid at the base. The tables hold the numbers."
         )
-        show("gain", "Gain by task, target rows", whisker, gain_figure(_named(by_task["target"], _words)))
+        figure = gain_figure(_named(by_task["target"], _words))
+        figures.append(_figure("gain", "Gain by task, target rows", whisker, figure))
         if len(by_language["target"]) > 1:
             figure = gain_figure(_named(by_language["target"], language_name))
-            show("gain-language", "Gain by language, target rows", whisker, figure)
+            figures.append(_figure("gain-language", "Gain by language, target rows", whisker, figure))
     if report["exact_match"]["general"]:
         found = {"all general rows": report["exact_match"]["general"]}
         found |= _named(by_language["general"], language_name) | _named(by_task["general"], _words)
         caption = "Rows the training was not for. Left of zero is forgotten; a bar over zero is not clear."
-        show("forgetting", "Forgetting, general rows", caption, forgetting_figure(found))
-    known = {role: found for role, found in shares.items() if found is not None}
-    top = max((float(share_LE.max() * share_LE.shape[1]) for share_LE, _ in known.values()), default=None)
-    for role, (share_LE, layers) in known.items():
-        title = f"Routing of the base, {role} rows"
-        caption = "Share of a layer's tokens that each expert got. A dot marks an expert that was tuned."
-        show(f"routing-{role}", title, caption, routing_figure(share_LE, layers, chosen, top=top))
-    show("loss", "Loss", "Of the answer's tokens only, in nats.", loss_figure(metrics))
+        figures.append(_figure("forgetting", "Forgetting, general rows", caption, forgetting_figure(found)))
     return figures
+
+
+def figures_of_roles(profile: Profile, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Routing of both roles, their difference, the coverage curve and the tree of languages."""
+    kinds = plan.get("kinds")
+    figures = []
+    roles = [role for role in ("target", "general") if profile.languages(role)]
+    for role in roles:
+        title = f"Routing of the base, {role} rows"
+        figure = routing_figure(profile, profile.languages(role), plan, kinds=kinds)
+        figures.append(_figure(f"routing-{role}", title, f"{_MAP} {_BORDERLINE}", figure))
+    if len(roles) > 1:
+        caption = (
+            "Lighter: the target uses the expert more than the general languages do. Darker: less. "
+            "Mid grey: alike."
+        )
+        figure = difference_figure(profile, plan, kinds=kinds)
+        figures.append(_figure("routing-difference", "Routing, target minus general", caption, figure))
+        caption = (
+            "Share of tokens on the n experts of a layer that the target uses most: mean over layers, and in "
+            "the band from the lowest to the highest layer. General is of the same experts: what training "
+            "them touches."
+        )
+        figure = coverage_figure(profile, plan, kinds=kinds)
+        figures.append(_figure("coverage", "How few experts carry how much", caption, figure))
+    caption = (
+        "The further left two languages join, the more of their tokens go to the same experts. Inside a grey "
+        "bar a join may be chance: so far apart are two resamples of one language's own rows."
+    )
+    figure = similarity_figure(profile, kinds=kinds)
+    return [*figures, _figure("languages", "Which languages are routed alike", caption, figure)]
+
+
+def figures_of_languages(profile: Profile, kinds: Kinds | None) -> list[dict[str, Any]]:
+    """Routing of each language whose role has others too; alone it is its role's picture already.
+
+    Unmarked: 22 languages of a large model would fill the page with the same marks.
+    """
+    figures = []
+    for role in ("target", "general"):
+        names = profile.languages(role)
+        for name in names if len(names) > 1 else ():
+            figure = routing_figure(profile, [name], kinds=kinds)
+            figures.append(_figure(f"routing-{name}", f"{language_name(name)} ({role})", _MAP, figure))
+    return figures
+
+
+def _loss(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return _figure("loss", "Loss", "Of the answer's tokens only, in nats.", loss_figure(metrics))
+
+
+def _figure(name: str, title: str, caption: str, figure: Figure) -> dict[str, Any]:
+    """What the template shows of a figure."""
+    return {
+        "title": title,
+        "caption": caption,
+        "svg": Markup(inline_svg(figure, name, f"{title}. {caption}")),
+    }
+
+
+_MAP = (
+    "How many times an even share of a layer's tokens each expert got; lighter is more, and all these maps "
+    "have one scale."
+)
+_BORDERLINE = "Whether a borderline expert is chosen depends on which rows were profiled."
 
 
 def _named(found: Mapping[str, Mapping[str, float]], name: Any) -> dict[str, Mapping[str, float]]:

@@ -1,6 +1,6 @@
 """The report of a run: `report.json` for programs, and `report.html`, one file that needs nothing else.
 
-Reads `results.json`, `profile.json` and `adapter/` (plan, train result, metrics) of the run's folder.
+Reads `results.json`, the routing profile and `adapter/` (plan, train result, metrics) of the run's folder.
 
     local-experts report --config configs/runs/quickstart.yaml
 """
@@ -14,8 +14,10 @@ import numpy as np
 
 from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact, write_text
 from data_recipes.settings import settings_dict
-from eval.page import language_name, render_page
+from eval.figures import language_name
+from eval.page import render_page
 from finetune.config import RunConfig, config_from_arguments
+from finetune.profile import read_profile
 
 METRICS = ("exact_match", "chrf", "bits_per_byte", "script_share")
 MAX_PAGE_BYTES = 2_000_000
@@ -95,17 +97,6 @@ def plan_summary(plan: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def pooled_shares(profile: Mapping[str, Any], role: str) -> tuple[np.ndarray, list[int]] | None:
-    """Each expert's share of the tokens of a role's groups, [L, E], and the layers; None without groups."""
-    counts = [group["counts"] for group in profile["groups"].values() if group["role"] == role]
-    if not counts:
-        return None
-    counts_LE = np.sum(counts, axis=0).astype(np.float64)
-    seen = np.flatnonzero(counts_LE.sum(axis=1))
-    share_LE = counts_LE[seen] / counts_LE[seen].sum(axis=1, keepdims=True)
-    return share_LE, [profile["layers"][row] for row in seen]
-
-
 def choose_examples(rows: Sequence[Mapping[str, Any]], n_per_task: int, seed: int) -> list[Mapping[str, Any]]:
     """Rows to show, drawn by the seed, never by outcome: `n_per_task` of a target task, one of a general."""
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
@@ -128,12 +119,18 @@ def report_stage(config: RunConfig) -> Path:
     folder = Path(config.output)
     adapter = folder / "adapter"
     results = read_artefact(folder / "results.json", "eval_results")
-    profile = read_artefact(folder / "profile.json", "routing_profile")
+    profile = read_profile(folder / "profile.json")
+    profile_sha256 = sha256_file(folder / "profile.json")
     plan = read_artefact(adapter / "plan.json", "expert_plan")
     train = read_artefact(adapter / "train.json", "train_result")
     if results["inputs"]["adapter"] != sha256_file(adapter / "adapter_config.json"):
         raise UserError(
             f"{folder / 'results.json'} was made with another adapter: run `local-experts eval` again"
+        )
+    if plan["inputs"].get("profile", profile_sha256) != profile_sha256:
+        raise UserError(
+            f"{folder / 'profile.json'} is not the profile that {adapter / 'plan.json'} was chosen from: "
+            "run `local-experts select` and `local-experts train` again"
         )
     paths = (
         folder / "results.json",
@@ -145,8 +142,8 @@ def report_stage(config: RunConfig) -> Path:
     page = render_page(
         {**report, "inputs": inputs, "versions": results["versions"]},
         examples=choose_examples(results["rows"], config.eval.samples, config.seed),
-        shares={role: pooled_shares(profile, role) for role in ("target", "general")},
-        chosen={int(layer): experts for layer, experts in plan["experts"].items()},
+        profile=profile,
+        plan=plan,
         metrics=_read_metrics(adapter / "metrics.jsonl"),
     )
     if len(page.encode("utf-8")) > MAX_PAGE_BYTES:

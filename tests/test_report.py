@@ -1,4 +1,4 @@
-"""The report of a made-up run: its sentences, a page without outside requests, figures of any size."""
+"""The report of a made-up run: its sentences, a page without outside requests, its figures."""
 
 import json
 import re
@@ -7,18 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from made_up_profiles import made_up_profile
 
 from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact
 from eval.evaluate import Answers, compare_answers
-from eval.figures import COLOURS, forgetting_figure, gain_figure, inline_svg, loss_figure, routing_figure
+from eval.figures import COLOURS
 from eval.generate import AnswerLoss
 from eval.page import comparison_cells, cut_text, verdict
-from eval.report import choose_examples, finding, main, model_note, pooled_shares, report_stage
+from eval.report import choose_examples, finding, main, model_note, report_stage
 from finetune.config import DataConfig, RunConfig, TrainConfig
+from finetune.profile import write_profile
 
 HOSTILE = '</pre><script>alert("x")</script>'
 VOID = {"meta", "br", "path", "use", "rect", "image", "hr"}
+HEADER = {"kind", "schema", "inputs", "versions"}
 LAYERS, N_EXPERTS = [1, 2, 3], 8
 SETTINGS = {
     "model": "tiny-glm",
@@ -72,10 +74,6 @@ def made_up_results():
     return compare_answers(rows, Answers(base, loss[0]), Answers(expected, loss[1]), 200, 0)
 
 
-def shares(n_layers, n_experts):
-    return np.random.default_rng(0).dirichlet(np.full(n_experts, 0.5), n_layers)
-
-
 def write_run(tmp_path):
     """A finished run whose numbers are made up, down to every file the report reads."""
     adapter = tmp_path / "adapter"
@@ -85,19 +83,21 @@ def write_run(tmp_path):
     write_artefact(
         tmp_path / "results.json", "eval_results", inputs, {**made_up_results(), "settings": SETTINGS}
     )
-    counts = (shares(len(LAYERS), N_EXPERTS) * 1000).astype(int).tolist()
-    groups = {code: {"role": role, "counts": counts} for code, role in (("ta", "target"), ("en", "general"))}
-    write_artefact(tmp_path / "profile.json", "routing_profile", {}, {"layers": LAYERS, "groups": groups})
+    generator = np.random.default_rng(0)
+    counts = {name: generator.poisson(100, (len(LAYERS), N_EXPERTS)) for name in ("ta", "ur", "en")}
+    write_profile(tmp_path / "profile.json", made_up_profile(counts, ["ta", "ur"], LAYERS), {})
     plan = {
         "method": "token_share",
         "share": 0.5,
         "seed": 0,
         "n_experts": N_EXPERTS,
         "experts": {"1": [0, 5], "2": [1], "3": [2, 3, 4]},
+        "borderline": {"2": [1, 6]},
         "coverage": {"ta": {"1": 0.5, "2": 0.6, "3": 0.7}, "en": {"1": 0.2, "2": 0.2, "3": 0.2}},
         "warnings": ["a warning of the plan"],
     }
-    write_artefact(adapter / "plan.json", "expert_plan", {}, plan)
+    of_profile = {"profile": sha256_file(tmp_path / "profile.json")}
+    write_artefact(adapter / "plan.json", "expert_plan", of_profile, plan)
     numbers = {"steps": 20, "seconds": 1.5, "tokens": 900, "first_loss": 3.0, "last_loss": 1.0}
     numbers |= {"n_trainable": 1234, "tokens_per_s": 600.0}
     write_artefact(adapter / "train.json", "train_result", {}, numbers)
@@ -212,7 +212,9 @@ def test_answers_are_shown_as_text_whatever_they_hold(page_text):
 
 def test_figures_hold_no_indic_text_and_follow_the_theme(page_text):
     figures = re.findall(r"<svg.*?</svg>", page_text, flags=re.DOTALL)
-    assert len(figures) == 6  # gain by task and language, forgetting, routing of both groups, loss
+    # Gain by task and language, forgetting, loss; routing of both roles, difference, coverage, tree; and the
+    # two target languages apart.
+    assert len(figures) == 4 + 5 + 2
     for svg in figures:
         assert re.findall(r"[\u0600-\u1cff]", svg) == []
         assert "var(--ink)" in svg and 'role="img" aria-label="' in svg
@@ -290,47 +292,6 @@ def test_examples_are_drawn_by_the_seed_for_every_task():
     assert choose_examples(rows, 0, seed=0) == []
 
 
-def test_pooled_shares_add_tokens_of_a_role_and_leave_out_layers_without():
-    groups = {
-        "ta": {"role": "target", "counts": [[3, 1], [0, 0]]},
-        "te": {"role": "target", "counts": [[1, 3], [0, 0]]},
-        "en": {"role": "general", "counts": [[9, 1], [1, 1]]},
-    }
-    found = pooled_shares({"layers": [4, 7], "groups": groups}, "target")
-    assert found is not None
-    assert (found[0].tolist(), found[1]) == ([[0.5, 0.5]], [4])
-    assert pooled_shares({"layers": [4, 7], "groups": {"en": groups["en"]}}, "target") is None
-
-
-def test_every_figure_is_a_figure_for_a_notebook_too():
-    found = {"date": {"base": 0.0, "tuned": 0.9, "difference": 0.9, "low": 0.8, "high": 1.0}}
-    share_LE = shares(3, 8)
-    metrics = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "eval_loss": 1.5}]
-    figures = [gain_figure(found), forgetting_figure(found), loss_figure(metrics)]
-    figures.append(routing_figure(share_LE, [1, 2, 3], {1: [0, 7], 3: [2]}))
-    assert all(isinstance(figure, Figure) for figure in figures)
-    marks = np.asarray(figures[3].axes[0].collections[0].get_offsets(), dtype=int)
-    assert marks.tolist() == [[0, 0], [7, 0], [2, 2]]
-    assert np.asarray(figures[2].axes[0].get_lines()[1].get_xydata(), dtype=float).tolist() == [[2, 1.5]]
-
-
-def test_the_routing_of_a_model_of_glm_5_2_size_stays_small():
-    layers = list(range(3, 78))
-    chosen = {layer: list(range(0, 256, 2)) for layer in layers}
-    svg = inline_svg(routing_figure(shares(75, 256), layers, chosen), "routing", "routing")
-    assert len(svg) < 600_000
-
-
-def test_shares_over_layers_instead_of_experts_are_refused():
-    with pytest.raises(ValueError, match="sum to 1 over a layer's experts"):
-        routing_figure(shares(8, 3).T, [1, 2, 3], {})
-
-
-def test_metrics_without_a_loss_are_refused():
-    with pytest.raises(ValueError, match="holds a loss"):
-        loss_figure([{"step": 1, "eval_loss": 1.0}])
-
-
 def test_a_run_without_general_rows_has_a_report(run_folder):
     folder = Path(run_folder.output)
     results = read_artefact(folder / "results.json", "eval_results")
@@ -343,6 +304,41 @@ def test_a_run_without_general_rows_has_a_report(run_folder):
     text = report_stage(run_folder).read_text(encoding="utf-8")
     assert "no held-out general rows" in text
     assert "Forgetting" not in text
+
+
+def test_routing_stands_in_the_page_with_its_words(page_text):
+    titles = re.findall(r"<h3>([^<]*)</h3>", page_text)
+    assert [title for title in titles if "outing" in title] == [
+        "Routing of the base, target rows",
+        "Routing of the base, general rows",
+        "Routing, target minus general",
+    ]
+    assert titles[-2:] == ["Tamil (target)", "Urdu (target)"]
+    assert "<summary>Routing of each language</summary>" in page_text
+    described = re.findall(r'aria-label="([^"]*)"', page_text)
+    assert any(text.startswith("Which languages are routed alike. The further left") for text in described)
+
+
+def test_a_plan_without_experts_has_a_report(run_folder):
+    plan = read_artefact(Path(run_folder.output) / "adapter" / "plan.json", "expert_plan")
+    plan |= {"method": "none", "experts": {}, "borderline": {}}
+    inputs, body = plan["inputs"], {key: plan[key] for key in plan.keys() - HEADER}
+    write_artefact(Path(run_folder.output) / "adapter" / "plan.json", "expert_plan", inputs, body)
+    text = report_stage(run_folder).read_text(encoding="utf-8")
+    assert "none: attention or shared experts only" in text
+
+
+def test_a_plan_chosen_from_another_profile_is_refused(run_folder):
+    counts = {"ta": np.ones((len(LAYERS), N_EXPERTS), dtype=int)}
+    write_profile(Path(run_folder.output) / "profile.json", made_up_profile(counts, ["ta"], LAYERS), {})
+    with pytest.raises(UserError, match="not the profile that .* run `local-experts select`"):
+        report_stage(run_folder)
+
+
+def test_a_missing_part_of_the_profile_is_named(run_folder):
+    (Path(run_folder.output) / "profile.safetensors").unlink()
+    with pytest.raises(UserError, match=r"profile\.safetensors is missing .* `local-experts profile` again"):
+        report_stage(run_folder)
 
 
 def test_results_of_another_adapter_are_refused(run_folder):

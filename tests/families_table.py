@@ -40,8 +40,8 @@ inputs]`, or `[E, inputs, outputs]` where it says *transposed*. A router's name 
 say in its choice.
 
 **Checked**, in float32 against the family's own eager loop over weights with W + scaling·B·A on the chosen
-experts only: output and gradients of A and B to 1e-5 of the largest value, on the eager, the grouped and the paired path,
-with padding and with gradient checkpointing (eager; `make slow` has both paths with and without);
+experts only: output and gradients of A and B to 1e-5 of the largest value, on the eager, grouped and paired
+path, with padding and with gradient checkpointing (eager; `make slow` has both paths with and without);
 no other parameter has a gradient; a token that hits no chosen expert is the base's bit for bit and gives
 the adapter no gradient; a chosen expert without tokens has a gradient of zero; switched off or detached the
 model is the base bit for bit; the experts run what the router named; in bfloat16 the first layer is

@@ -48,11 +48,16 @@ class ProfileConfig:
 
     max_tokens: int = 65536  # read in each group (language); ESFT found the chosen sets stable at 2^17
     batch_size: int = 32  # rows
-    kinds: Literal["prompt", "answer", "all"] = "all"  # which tokens of a row are counted
+    kinds: Literal["prompt", "answer", "all"] = "all"  # tokens that the bootstrap counts; the rest counts all
+    replicates: int = 64  # bootstrap resamples of the rows
+    check_tokens: int = 16384  # tokens of a group between two looks at what was counted
+    shuffle_rows: int = 10000  # of a stream held in memory to draw from; a dataset on disk is shuffled whole
 
     def problems(self) -> list[str]:
         """Values no run can use, as "key: reason"."""
-        return out_of_range({"max_tokens": self.max_tokens, "batch_size": self.batch_size})
+        names = ("max_tokens", "batch_size", "check_tokens", "shuffle_rows")
+        wrong = out_of_range({name: getattr(self, name) for name in names})
+        return wrong + out_of_range({"replicates": self.replicates}, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)

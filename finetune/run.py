@@ -37,6 +37,7 @@ StageFunction = Callable[[RunConfig], object]
 
 # Hashing a terabyte checkpoint takes longer than the run: past this, a file's size and time stand for it.
 LARGEST_HASHED_BYTES = 1 << 30
+PROFILE_FILES = ("profile.json", "profile.safetensors")
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ def profile_inputs(config: RunConfig) -> dict[str, str]:
 
 def select_inputs(config: RunConfig) -> dict[str, str]:
     """The profile and how to choose from it."""
-    return {"profile": sha256_file(Path(config.output) / "profile.json"), "select": part_hash(config.select)}
+    profile = {name: sha256_file(Path(config.output) / name) for name in PROFILE_FILES}
+    return {**profile, "select": part_hash(config.select)}
 
 
 def train_inputs(config: RunConfig) -> dict[str, str]:
@@ -164,7 +166,7 @@ def eval_inputs(config: RunConfig) -> dict[str, str]:
 def report_inputs(config: RunConfig) -> dict[str, str]:
     """The files the report shows, and the whole config: it is shown too."""
     output = Path(config.output)
-    files = ("results.json", "profile.json", "plan.json", "adapter/metrics.jsonl", "adapter/train.json")
+    files = ("results.json", *PROFILE_FILES, "plan.json", "adapter/metrics.jsonl", "adapter/train.json")
     return {**{name: sha256_file(output / name) for name in files}, "config": part_hash(config)}
 
 
@@ -199,7 +201,7 @@ def _file_identity(file: Path) -> str:
 
 STAGES = (
     Stage("data", ("data",), data_inputs),
-    Stage("profile", ("profile.json",), profile_inputs),
+    Stage("profile", PROFILE_FILES, profile_inputs),
     Stage("select", ("plan.json",), select_inputs),
     Stage("train", ("adapter",), train_inputs),
     Stage("eval", ("results.json",), eval_inputs),

@@ -51,10 +51,12 @@ class CalibrationBatch(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Rows between two looks at the sums; `ended` is why no chunk follows, empty when one does."""
+    """Rows between two looks at what was counted."""
 
     rows: list[EncodedRow]
-    ended: str
+    role: str
+    n_tokens: int  # read up to its end
+    ended: str  # why no chunk follows (max_tokens, or rows: there are no more); empty when one does
 
 
 def in_seeded_order(rows: Iterable[Row], seed: int, buffer_rows: int) -> Iterator[Row]:
@@ -111,25 +113,36 @@ def encode_row(tokenizer: PreTrainedTokenizerBase, row: Row) -> EncodedRow:
 
 
 def encoded_chunks(
-    tokenizer: PreTrainedTokenizerBase, rows: Iterable[Row], config: ProfileConfig, seed: int
+    tokenizer: PreTrainedTokenizerBase, language: str, rows: Iterable[Row], config: ProfileConfig, seed: int
 ) -> Iterator[Chunk]:
     """Whole rows in seeded order, about `config.check_tokens` tokens a chunk and at most `max_tokens` in all.
 
-    At least one row is taken where there is one. The last chunk may be empty.
+    One row is taken however long it is. The last chunk may be empty.
+
+    Raises:
+        UserError: no rows, or rows of both roles.
     """
     chunk: list[EncodedRow] = []
-    n_tokens = n_in_chunk = 0
+    role, n_tokens, n_before_chunk = "", 0, 0
     for row in in_seeded_order(rows, seed, config.shuffle_rows):
         encoded = encode_row(tokenizer, row)
+        role = role or encoded.role
+        if encoded.role != role:
+            raise UserError(
+                f"language {language!r} has rows of role {role!r} and of role {encoded.role!r} (row "
+                f"{encoded.row_id}): a language is either the target or general"
+            )
         if n_tokens and n_tokens + len(encoded.ids) > config.max_tokens:
-            yield Chunk(chunk, "max_tokens")
+            yield Chunk(chunk, role, n_tokens, "max_tokens")
             return
         chunk.append(encoded)
-        n_tokens, n_in_chunk = n_tokens + len(encoded.ids), n_in_chunk + len(encoded.ids)
-        if n_in_chunk >= config.check_tokens:
-            yield Chunk(chunk, "")
-            chunk, n_in_chunk = [], 0
-    yield Chunk(chunk, "rows")
+        n_tokens += len(encoded.ids)
+        if n_tokens - n_before_chunk >= config.check_tokens:
+            yield Chunk(chunk, role, n_tokens, "")
+            chunk, n_before_chunk = [], n_tokens
+    if not role:
+        raise UserError(f"language {language!r} has no rows to profile")
+    yield Chunk(chunk, role, n_tokens, "rows")
 
 
 def row_batches(rows: Sequence[EncodedRow], batch_size: int) -> Iterator[list[EncodedRow]]:
@@ -147,9 +160,13 @@ def collate(rows: Sequence[EncodedRow], seed: int, n_replicates: int) -> Calibra
         ids_BT[position, : len(row.ids)] = row.ids
         attention_BT[position, : len(row.ids)] = 1
         slot_BT[position, : len(row.ids)] = np.asarray(row.is_answer) + 2 * position
-    weights_RB = row_weights([row.row_id for row in rows], seed, n_replicates)
-    tensors = (torch.from_numpy(found) for found in (ids_BT, attention_BT, slot_BT, weights_RB))
-    return CalibrationBatch(*tensors, [row.source for row in rows])
+    return CalibrationBatch(
+        ids_BT=torch.from_numpy(ids_BT),
+        attention_BT=torch.from_numpy(attention_BT),
+        slot_BT=torch.from_numpy(slot_BT),
+        weights_RB=torch.from_numpy(row_weights([row.row_id for row in rows], seed, n_replicates)),
+        sources=[row.source for row in rows],
+    )
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Any, **options: Any) -> list[int]:
@@ -168,7 +185,7 @@ def _n_prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Any, ids: Seq
     n_shared = next((i for i, (a, b) in enumerate(zip(ids, opened, strict=False)) if a != b), len(opened))
     if n_shared < len(before) or ids[: len(before)] != before:
         raise UserError(
-            "prompt and answer cannot be told apart: the chat template marks no answer with {% generation %}, "
-            "and renders a chat without its last turn in another way; put the marks into the template"
+            "prompt and answer cannot be told apart: the chat template has no {% generation %} marks, and "
+            "renders a chat without its last turn in another way; put the marks around the answer"
         )
     return n_shared

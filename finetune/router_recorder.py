@@ -7,7 +7,7 @@ Legend: B rows, T tokens of a row, N = B x T, S slots, L MoE layers, E experts, 
 R bootstrap replicates. An axis 2 holds counts and gate mass in MASS_UNIT.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -100,7 +100,8 @@ class RouterRecorder:
             is_broken_N = ~units_NK[is_counted_N].isfinite().all(dim=1)
             raise UserError(
                 f"{layer.name}: the router's weights are not finite for {int(is_broken_N.sum())} of "
-                f"{len(is_broken_N)} tokens: the base's own numbers are broken; try base.dtype=float32 or another checkpoint"
+                f"{len(is_broken_N)} tokens: "
+                f"the base's own numbers are broken; try base.dtype=float32 or another checkpoint"
             )
         return both.long()
 
@@ -120,6 +121,12 @@ class LanguageTally:
         self.n_rows = 0
         self.n_tokens = 0  # of the kinds in `kinds`
         self._batch: CalibrationBatch | None = None
+
+    def open_cells(self, sources: Iterable[str]) -> None:
+        """Make the cells of these sources: every process needs the same ones, whoever counts in them."""
+        for source in sources:
+            for kind in KINDS:
+                self.cell(source, kind)
 
     def begin(self, batch: CalibrationBatch, is_first_pass: bool = True) -> None:
         """Take the sums that follow as those of `batch`; its rows are counted in its first pass only."""
@@ -153,6 +160,17 @@ class LanguageTally:
             self.replicates[0, :, position] += counts_RE
             self.replicates[1, :, position] += low_RE + (high_RE << _LOW_BITS)
 
+    def summed(self, add_up: Callable[[torch.Tensor], torch.Tensor]) -> "LanguageTally":
+        """The tally of all processes: `add_up` sums a tensor over them; all have the same cells."""
+        found = LanguageTally(*self.shape_LE, self.replicates.shape[1], self.kinds)
+        found.n_rows, found.n_tokens = add_up(torch.tensor([self.n_rows, self.n_tokens])).tolist()
+        found.replicates = add_up(self.replicates)
+        names = sorted(self.cells)
+        if names:
+            both = add_up(torch.stack([self.cells[name] for name in names]))
+            found.cells = dict(zip(names, both, strict=True))
+        return found
+
     def cell(self, source: str, kind: Kind) -> torch.Tensor:
         """Counts and mass of one source and kind, [2, L, E]; zeros at first."""
         return self.cells.setdefault((source, kind), torch.zeros((2, *self.shape_LE), dtype=torch.int64))
@@ -163,5 +181,5 @@ class LanguageTally:
         return torch.stack(counted).sum(dim=0) if counted else torch.zeros(self.shape_LE, dtype=torch.int64)
 
     def named_cells(self, language: str) -> dict[Cell, torch.Tensor]:
-        """The cells by their full name."""
-        return {Cell(language, *name): sums for name, sums in sorted(self.cells.items())}
+        """The cells that counted anything, by their full name."""
+        return {Cell(language, *name): sums for name, sums in sorted(self.cells.items()) if sums.any()}

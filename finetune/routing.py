@@ -7,25 +7,52 @@ Reads the training rows of `<output>/data` (never validation or test) and the ba
 Legend: L MoE layers, E experts, C cells, R bootstrap replicates.
 """
 
+import itertools
+import sys
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_recipes.artefact import UserError, read_artefact
 from data_recipes.build import read_split
+from finetune import cli
 from finetune.calibration import CalibrationBatch, Row, collate, encoded_chunks, row_batches
 from finetune.config import ProfileConfig, RunConfig, config_from_arguments
 from finetune.model import load_model, model_fingerprint, tokenizer_fingerprint
 from finetune.moe import MoeLayer, expert_bytes, moe_layers, parameters_per_rank
-from finetune.profile import Profile, write_profile
+from finetune.processes import say, start_accelerator, sum_over_processes
+from finetune.profile import Cell, Profile, profile_inputs, with_findings, write_profile
+from finetune.replicates import replicates_agree
 from finetune.router_recorder import LanguageTally, RouterRecorder
+
+# Options that may change what is counted: shards with other values do not add up.
+COUNTED_BY = (
+    "max_tokens",
+    "batch_size",
+    "replicates",
+    "stable_jaccard",
+    "stable_share",
+    "check_tokens",
+    "shuffle_rows",
+)
+AddUp = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Ending(NamedTuple):
+    """How the reading of a language ended."""
+
+    role: str
+    why: str  # stable, max_tokens, or rows: there were no more
+    n_tokens: int  # read
 
 
 @dataclass(frozen=True)
@@ -52,36 +79,76 @@ def profile_rows(
     config: ProfileConfig,
     seed: int = 0,
     dataset: str = "",
+    accelerator: Accelerator | None = None,
 ) -> Profile:
     """Routing of each language's rows (`messages` and `group`; `id` and `source` where they have them).
 
-    A language's rows are taken in an order drawn from `seed` until `config.max_tokens` tokens are read. A
-    stream of rows is read only as far. `dataset` is the content hash that the profile names. Puts the model
-    into eval mode.
+    A language's rows are taken in an order drawn from `seed` until they are stable or `config.max_tokens`
+    tokens are read; a stream is read no further. `dataset` is the content hash that the profile names. With
+    an `accelerator` of several processes each takes a part of the batches, and all return the whole profile.
+    Puts the model into eval mode.
 
     Raises:
-        UserError: a model without experts, a language without rows or counted tokens, broken router weights.
+        UserError: a model without experts, a language without rows or counted tokens, broken router weights,
+            fewer batches than processes or shards.
     """
     layers = profiled_layers(model)
     if not rows_by_language:
         raise UserError("there are no rows to profile: the training split is empty")
     model.eval()
+    index, n_parts = batch_part(config, accelerator)
+    batch_numbers = itertools.count()
+    add_up = partial(sum_over_processes, accelerator)
     tallies: dict[str, LanguageTally] = {}
-    roles: dict[str, str] = {}
+    endings: dict[str, Ending] = {}
     for language, rows in sorted(rows_by_language.items()):
-        tally = new_tally(layers, config)
-        found: set[str] = set()
+        tally = LanguageTally(len(layers), layers[0].n_experts, config.replicates, config.kinds)
         with RouterRecorder(layers, tally.add) as recorder, torch.inference_mode():
-            for chunk in encoded_chunks(tokenizer, rows, config, seed):
-                found |= {row.role for row in chunk.rows}
+            for chunk in encoded_chunks(tokenizer, language, rows, config, seed):
+                tally.open_cells(row.source for row in chunk.rows)
                 for batch_rows in row_batches(chunk.rows, config.batch_size):
-                    batch = collate(batch_rows, seed, config.replicates)
-                    tally.begin(batch)
-                    recorder.expect(batch.attention_BT, batch.slot_BT, 2 * len(batch.sources))
-                    forward(model, batch)
-        tallies[language], roles[language] = tally, the_role(language, found)
+                    if next(batch_numbers) % n_parts == index:
+                        count_batch(model, recorder, tally, collate(batch_rows, seed, config.replicates))
+                why = chunk.ended or ("stable" if is_stable(tally, config, add_up) else "")
+                if why:
+                    endings[language] = Ending(chunk.role, why, chunk.n_tokens)
+                    break
+        tallies[language] = tally.summed(add_up)
+    if (n_batches := next(batch_numbers)) < n_parts:
+        raise UserError(
+            f"there are {n_batches} batches of rows for {n_parts} processes or shards: take fewer of them, "
+            f"more rows, or a profile.batch_size below {config.batch_size}"
+        )
     head = profile_head(model, tokenizer, layers, config, seed, dataset)
-    return profile_of(head, tallies, roles)
+    return profile_of(head, tallies, endings)
+
+
+def count_batch(
+    model: PreTrainedModel, recorder: RouterRecorder, tally: LanguageTally, batch: CalibrationBatch
+) -> None:
+    """One forward of the decoder, counted; without the language-model head: its logits are not needed."""
+    tally.begin(batch)
+    recorder.expect(batch.attention_BT, batch.slot_BT, 2 * len(batch.sources))
+    ids_BT, attention_BT = batch.ids_BT.to(model.device), batch.attention_BT.to(model.device)
+    model.base_model(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False)
+
+
+def is_stable(tally: LanguageTally, config: ProfileConfig, add_up: AddUp) -> bool:
+    """Whether a language's replicates agree as well as asked for, over all processes."""
+    if config.stable_jaccard is None:
+        return False
+    whole = tally.summed(add_up)
+    counts_LE, replicates_RLE = whole.counts_LE().numpy(), whole.replicates[0].numpy()
+    return replicates_agree(counts_LE, replicates_RLE, config.stable_share) >= config.stable_jaccard
+
+
+def batch_part(config: ProfileConfig, accelerator: Accelerator | None) -> tuple[int, int]:
+    """Which batches are counted here: those whose number leaves the first of the two over the second."""
+    rank, n_processes = (0, 1)
+    if accelerator is not None:
+        rank, n_processes = accelerator.process_index, accelerator.num_processes
+    shard, n_shards = map(int, (config.shard or "1/1").split("/"))
+    return (shard - 1) * n_processes + rank, n_shards * n_processes
 
 
 def profiled_layers(model: PreTrainedModel) -> list[MoeLayer]:
@@ -97,31 +164,6 @@ def profiled_layers(model: PreTrainedModel) -> list[MoeLayer]:
             f"layers differ in (experts, experts per token): {sorted(widths)}; one pair is supported"
         )
     return layers
-
-
-def new_tally(layers: Sequence[MoeLayer], config: ProfileConfig) -> LanguageTally:
-    """An empty tally of the model's shape."""
-    return LanguageTally(len(layers), layers[0].n_experts, config.replicates, config.kinds)
-
-
-def forward(model: PreTrainedModel, batch: CalibrationBatch) -> None:
-    """One forward of the decoder, without its language-model head: the vocabulary's logits are not needed."""
-    ids_BT, attention_BT = batch.ids_BT.to(model.device), batch.attention_BT.to(model.device)
-    model.base_model(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False)
-
-
-def the_role(language: str, roles: Iterable[str]) -> str:
-    """The one role (target or general) of a language's rows.
-
-    Raises:
-        UserError: there is none, or rows of both.
-    """
-    found = sorted(set(roles))
-    if len(found) != 1:
-        raise UserError(
-            f"group {language!r} has rows of role {found}: it needs rows, all target or all general"
-        )
-    return found[0]
 
 
 def profile_head(
@@ -145,72 +187,72 @@ def profile_head(
         "parameters_per_rank": [parameters_per_rank(layer) for layer in layers],
         "expert_bytes": [expert_bytes(layer) for layer in layers],
         "kinds": config.kinds,
-        "max_tokens": config.max_tokens,
         "seed": seed,
+        "settings": {name: getattr(config, name) for name in COUNTED_BY},
+        "shards": [config.shard] if config.shard else [],
     }
 
 
 def profile_of(
-    head: Mapping[str, Any], tallies: Mapping[str, LanguageTally], roles: Mapping[str, str]
+    head: Mapping[str, Any], tallies: Mapping[str, LanguageTally], endings: Mapping[str, Ending]
 ) -> Profile:
     """The profile of these sums.
 
     Raises:
         UserError: a language has no token of the kinds that are counted.
     """
-    for language, tally in tallies.items():
-        if tally.n_tokens == 0:
-            raise UserError(
-                f"group {language!r} has no token of kind {head['kinds']!r}: set profile.kinds=all"
-            )
+    cells: dict[Cell, torch.Tensor] = {}
+    for language, tally in sorted(tallies.items()):
         n_chosen_L = tally.counts_LE().sum(dim=1)
         assert (n_chosen_L <= tally.n_tokens * head["top_k"]).all(), "each token chooses at most K experts"
-    cells = {
-        name: sums
-        for language in sorted(tallies)
-        for name, sums in tallies[language].named_cells(language).items()
-    }
-    sums_C2LE = np.stack([sums.numpy() for sums in cells.values()])
-    replicates = {language: tally.replicates.numpy() for language, tally in sorted(tallies.items())}
-    is_unseen_L = sums_C2LE[:, 0].sum(axis=(0, 2)) == 0
+        cells |= tally.named_cells(language)
+    shape_LE = (len(head["layers"]), head["n_experts"])
+    sums_C2LE = np.array([sums.numpy() for sums in cells.values()], dtype=np.int64).reshape(-1, 2, *shape_LE)
     found = {
-        "roles": dict(roles),
+        "roles": {language: ending.role for language, ending in endings.items()},
         "n_tokens": {language: tally.n_tokens for language, tally in tallies.items()},
         "n_rows": {language: tally.n_rows for language, tally in tallies.items()},
-        "unseen_layers": [layer for layer, unseen in zip(head["layers"], is_unseen_L, strict=True) if unseen],
-        "shards": [],
+        "stopped": {
+            language: {"why": ending.why, "tokens": ending.n_tokens} for language, ending in endings.items()
+        },
     }
-    return Profile(
+    profile = Profile(
         {**head, **found},
         list(cells),
         sums_C2LE[:, 0],
         sums_C2LE[:, 1],
-        {language: both[0] for language, both in replicates.items()},
-        {language: both[1] for language, both in replicates.items()},
+        {language: tally.replicates[0].numpy() for language, tally in tallies.items()},
+        {language: tally.replicates[1].numpy() for language, tally in tallies.items()},
     )
+    return profile if head["shards"] else with_findings(profile)
 
 
 def profile_stage(config: RunConfig) -> Path:
-    """Profile the base of a run on its training rows, by language, and write profile.json.
+    """Profile the base of a run on its training rows, by language; write profile.json or a shard.
 
     Raises:
-        UserError: no dataset, no base, a base without experts.
+        UserError: no dataset, no base, a base without experts, or as `profile_rows`.
     """
+    options = config.profile
+    accelerator = start_accelerator(options.n_processes, config.base.device, stage="profile")
     output = Path(config.output)
     dataset = read_artefact(output / "data" / "manifest.json", "dataset_manifest")["content_hash"]
     rows = rows_by_language(read_split(output / "data", "train"))
     model, tokenizer = load_model(config.base)
-    profile = profile_rows(model, tokenizer, rows, config.profile, config.seed, dataset)
-    head = profile.head
-    inputs = {
-        "dataset": dataset,
-        "model": head["model_fingerprint"],
-        "tokenizer": head["tokenizer_fingerprint"],
-    }
+    if options.n_processes > 1:
+        model.to(accelerator.device)  # type: ignore[arg-type]
+    profile = profile_rows(model, tokenizer, rows, options, config.seed, dataset, accelerator)
     path = output / "profile.json"
-    write_profile(path, profile, inputs)
-    tokens = ", ".join(f"{name} {n_tokens:,}" for name, n_tokens in head["n_tokens"].items())
-    print(f"profile   tokens: {tokens}; {len(head['layers'])} layers x {head['n_experts']} experts -> {path}")
+    if options.shard:
+        path = output / f"profile.shard-{options.shard.replace('/', '-of-')}.json"
+    if accelerator.is_main_process:
+        write_profile(path, profile, profile_inputs(profile))
+    head = profile.head
+    tokens = ", ".join(
+        f"{name} {n_tokens:,} ({head['stopped'][name]['why']})" for name, n_tokens in head["n_tokens"].items()
+    )
+    say(f"profile   tokens: {tokens}; {len(head['layers'])} layers x {head['n_experts']} experts -> {path}")
+    accelerator.end_training()
     return path
 
 
@@ -227,3 +269,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     profile_stage(
         config_from_arguments(argv, "profile", "count which experts the base uses for each language")
     )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["profile", *sys.argv[1:]]))

@@ -58,7 +58,13 @@ def run(config: RunConfig, functions: Mapping[str, StageFunction] | None = None)
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
-            "`run` starts the training processes itself: start it alone and set train.n_processes"
+            "`run` starts the processes itself: start it alone, and set train.n_processes and "
+            "profile.n_processes"
+        )
+    if config.profile.shard is not None:
+        raise UserError(
+            f"profile.shard={config.profile.shard}: `run` needs a whole profile; make each shard with "
+            "`local-experts profile`, and of all of them profile.json with `local-experts profile-merge`"
         )
     functions = functions or STAGE_FUNCTIONS
     seconds = {stage.name: run_stage(stage, config, functions[stage.name]) for stage in STAGES}
@@ -219,26 +225,27 @@ def build_data(config: RunConfig) -> None:
     build.build_dataset(config.data.recipe, Path(config.output) / "data", config.data.overrides)
 
 
-def train(config: RunConfig) -> None:
-    """Train here, or in as many processes as the config asks for.
-
-    Raises: UserError when a process fails; its own message stands above.
-    """
-    if config.train.n_processes == 1:
-        importlib.import_module("finetune.train").train_stage(config)
-        return
-    importlib.import_module("finetune.launch").train_in_processes(config)
-
-
 def _late(module: str, function: str) -> StageFunction:
     return lambda config: getattr(importlib.import_module(module), function)(config)
 
 
+def _in_processes(stage: str, function: str) -> StageFunction:
+    """The stage here, or in as many processes as the config asks for; their own messages stand above."""
+
+    def run_here_or_there(config: RunConfig) -> object:
+        launch = importlib.import_module("finetune.launch")
+        if getattr(config, stage).n_processes > 1:
+            return launch.run_in_processes(stage, config)
+        return _late(launch.STAGE_MODULES[stage], function)(config)
+
+    return run_here_or_there
+
+
 STAGE_FUNCTIONS: dict[str, StageFunction] = {
     "data": build_data,
-    "profile": _late("finetune.routing", "profile_stage"),
+    "profile": _in_processes("profile", "profile_stage"),
     "select": _late("finetune.selection", "select_stage"),
-    "train": train,
+    "train": _in_processes("train", "train_stage"),
     "eval": _late("eval.evaluate", "evaluate_stage"),
     "report": _late("eval.report", "report_stage"),
 }

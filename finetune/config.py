@@ -58,10 +58,11 @@ class ProfileConfig:
         None  # "2/8": profile the second of eight parts; `local-experts profile-merge` adds up
     )
     n_processes: int = 1  # expected processes; another count is an error
+    n_threads: int | None = None  # CPU threads of a process; the last bits of the gate mass depend on it
 
     def problems(self) -> list[str]:
         """Values no run can use, as "key: reason"."""
-        names = ("max_tokens", "batch_size", "check_tokens", "shuffle_rows", "n_processes")
+        names = ("max_tokens", "batch_size", "check_tokens", "shuffle_rows", "n_processes", "n_threads")
         wrong = out_of_range({name: getattr(self, name) for name in names})
         wrong += out_of_range({"replicates": self.replicates}, minimum=0)
         shares = {"stable_jaccard": self.stable_jaccard, "stable_share": self.stable_share}

@@ -59,7 +59,7 @@ class Chunk(NamedTuple):
     ended: str  # why no chunk follows (max_tokens, or rows: there are no more); empty when one does
 
 
-def in_seeded_order(rows: Iterable[Row], seed: int, buffer_rows: int) -> Iterator[Row]:
+def in_seeded_order(rows: Iterable[Any], seed: int, buffer_rows: int) -> Iterator[Row]:
     """Each row once, in an order drawn from `seed`: of all rows where they can be indexed, else in a buffer.
 
     The dataset is ordered by task: its head alone would show the routing of one task only.
@@ -113,7 +113,7 @@ def encode_row(tokenizer: PreTrainedTokenizerBase, row: Row) -> EncodedRow:
 
 
 def encoded_chunks(
-    tokenizer: PreTrainedTokenizerBase, language: str, rows: Iterable[Row], config: ProfileConfig, seed: int
+    tokenizer: PreTrainedTokenizerBase, language: str, rows: Iterable[Any], config: ProfileConfig, seed: int
 ) -> Iterator[Chunk]:
     """Whole rows in seeded order, about `config.check_tokens` tokens a chunk and at most `max_tokens` in all.
 

@@ -75,7 +75,7 @@ class SplitRows:
 def profile_rows(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows_by_language: Mapping[str, Iterable[Row]],
+    rows_by_language: Mapping[str, Iterable[Any]],
     config: ProfileConfig,
     seed: int = 0,
     dataset: str = "",
@@ -126,9 +126,14 @@ def profile_rows(
 def count_batch(
     model: PreTrainedModel, recorder: RouterRecorder, tally: LanguageTally, batch: CalibrationBatch
 ) -> None:
-    """One forward of the decoder, counted; without the language-model head: its logits are not needed."""
+    """One forward, counted."""
     tally.begin(batch)
     recorder.expect(batch.attention_BT, batch.slot_BT, 2 * len(batch.sources))
+    plain_forward(model, batch)
+
+
+def plain_forward(model: PreTrainedModel, batch: CalibrationBatch) -> None:
+    """The decoder without its language-model head: the vocabulary's logits are not needed."""
     ids_BT, attention_BT = batch.ids_BT.to(model.device), batch.attention_BT.to(model.device)
     model.base_model(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False)
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_routing import run_config  # noqa: F401, a fixture
+from test_routing import model, run_config  # noqa: F401, fixtures
 
 from data_recipes.artefact import UserError, write_json
 from data_recipes.settings import settings_dict

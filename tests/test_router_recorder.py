@@ -43,8 +43,8 @@ def tallied(kinds, sources=("a", "b"), weights=WEIGHTS, ids=IDS) -> LanguageTall
         tally.begin(batch(*sources))
         recorder.expect(ATTENTION, SLOTS, 4)
         layers[0].router(weights, ids)
-    assert torch.equal(recorder.counts_LE, sum(sums[0] for sums in tally.cells.values()))
-    assert torch.equal(recorder.mass_LE, sum(sums[1] for sums in tally.cells.values()))
+    whole_2LE = torch.stack(list(tally.cells.values())).sum(dim=0)
+    assert torch.equal(torch.stack([recorder.counts_LE, recorder.mass_LE]), whole_2LE)
     return tally
 
 

@@ -4,7 +4,8 @@ Reads the outputs of a model's routers by forward hooks; writes nothing. `Router
 slots (a slot is one kind of token of one row), `LanguageTally` adds the batches of a language up.
 
 Legend: B rows, T tokens of a row, N = B x T, S slots, L MoE layers, E experts, K experts per token,
-R bootstrap replicates. An axis 2 holds counts and gate mass in MASS_UNIT.
+P kinds of token, R bootstrap replicates, X sources and then replicates. An axis 2 holds counts and gate mass,
+in MASS_UNIT.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -39,8 +40,8 @@ class RouterRecorder:
         self.layers = list(layers)
         self.n_tokens = 0
         shape_LE = (len(self.layers), self.layers[0].n_experts)
-        self.counts_LE = torch.zeros(shape_LE, dtype=torch.int64)
-        self.mass_LE = torch.zeros(shape_LE, dtype=torch.int64)
+        self._totals_2LE = torch.zeros((2, *shape_LE), dtype=torch.int64)
+        self.counts_LE, self.mass_LE = self._totals_2LE
         self._on_layer = on_layer
         self._n_slots = 1
         self._slot_N: list[torch.Tensor | None] = [None] * len(self.layers)
@@ -74,8 +75,7 @@ class RouterRecorder:
         if slot_N is None or len(slot_N) != len(indices_NK):
             raise RuntimeError(f"{layer.name}: call expect() with the mask of this batch before each forward")
         sums_2SE = self._sums(layer, slot_N, weights_NK.cpu().double(), indices_NK.cpu().long())
-        self.counts_LE[position] += sums_2SE[0].sum(dim=0)
-        self.mass_LE[position] += sums_2SE[1].sum(dim=0)
+        self._totals_2LE[:, position] += sums_2SE.sum(dim=1)
         if self._on_layer is not None:
             self._on_layer(position, sums_2SE)
 
@@ -109,77 +109,79 @@ class RouterRecorder:
 class LanguageTally:
     """Sums of one language: by source and kind, and over the bootstrap replicates.
 
-    `cells` maps (source, kind) to int64 [2, L, E]; `replicates`, int64 [2, R, L, E], counts `kinds` alone.
-    Call `begin` with each batch before its forward, and `add` with the sums of each layer.
+    `sources` maps a source to int64 [2, P, L, E], P its kinds in the order of KINDS; `replicates`, int64
+    [2, R, L, E], counts `kinds` alone. Call `begin` with each batch before its forward, and `add` with the
+    sums of each layer.
     """
 
     def __init__(self, n_layers: int, n_experts: int, n_replicates: int, kinds: Kinds) -> None:
         self.shape_LE = (n_layers, n_experts)
         self.kinds: Kinds = kinds
-        self.cells: dict[tuple[str, Kind], torch.Tensor] = {}
+        self.sources: dict[str, torch.Tensor] = {}
         self.replicates = torch.zeros((2, n_replicates, *self.shape_LE), dtype=torch.int64)
         self.n_rows = 0
         self.n_tokens = 0  # of the kinds in `kinds`
-        self._batch: CalibrationBatch | None = None
+        self._batch_sources: list[str] = []
+        self._weights_XB = torch.zeros(0)
 
-    def open_cells(self, sources: Iterable[str]) -> None:
-        """Make the cells of these sources: every process needs the same ones, whoever counts in them."""
-        for source in sources:
-            for kind in KINDS:
-                self.cell(source, kind)
+    def open_sources(self, sources: Iterable[str]) -> None:
+        """Make room for these sources: every process needs the same ones, whoever counts in them."""
+        for source in set(sources) - self.sources.keys():
+            self.sources[source] = torch.zeros((2, len(KINDS), *self.shape_LE), dtype=torch.int64)
 
     def begin(self, batch: CalibrationBatch, is_first_pass: bool = True) -> None:
         """Take the sums that follow as those of `batch`; its rows are counted in its first pass only."""
-        self._batch = batch
+        self.open_sources(batch.sources)
+        self._batch_sources = sorted(set(batch.sources))
+        # A source is a resample too: each of its rows once, all others never. So one product gives both.
+        is_of_source = [[found == source for found in batch.sources] for source in self._batch_sources]
+        self._weights_XB = torch.cat([torch.tensor(is_of_source), batch.weights_RB]).double()
         if not is_first_pass:
             return
-        is_answer_BT = batch.slot_BT % 2 == 1
         is_counted_BT = batch.attention_BT == 1
         if self.kinds != "all":
-            is_counted_BT = is_counted_BT & (is_answer_BT == (self.kinds == "answer"))
+            is_counted_BT = is_counted_BT & (batch.slot_BT % 2 == KINDS.index(self.kinds))
         self.n_rows += len(batch.sources)
         self.n_tokens += int(is_counted_BT.sum())
 
     def add(self, position: int, sums_2SE: torch.Tensor) -> None:
         """Add one layer's sums of the current batch: exact, as all numbers are whole."""
-        assert self._batch is not None, "begin() names the batch"
-        sums_2BKE = sums_2SE.unflatten(1, (-1, len(KINDS)))
-        for source in set(self._batch.sources):
-            rows = [number for number, found in enumerate(self._batch.sources) if found == source]
-            of_source_2KE = sums_2BKE[:, rows].sum(dim=1)
-            for number, kind in enumerate(KINDS):
-                self.cell(source, kind)[:, position] += of_source_2KE[:, number]
-        if self.replicates.shape[1]:
-            chosen = slice(None) if self.kinds == "all" else [KINDS.index(self.kinds)]
-            counts_BE, mass_BE = sums_2BKE[:, :, chosen].sum(dim=2)
-            # Integer matmul is slow and float64 holds 53 bits: a mass goes in two halves of 18 bits.
-            low_BE = mass_BE & (2**_LOW_BITS - 1)
-            parts_BX = torch.cat([counts_BE, low_BE, mass_BE >> _LOW_BITS], dim=1).double()
-            parts_RX = (self._batch.weights_RB.double() @ parts_BX).long()
-            counts_RE, low_RE, high_RE = parts_RX.chunk(3, dim=1)
-            self.replicates[0, :, position] += counts_RE
-            self.replicates[1, :, position] += low_RE + (high_RE << _LOW_BITS)
+        counts_BPE, mass_BPE = sums_2SE.unflatten(1, (-1, len(KINDS)))
+        # Integer matmul is slow and float64 holds 53 bits: a mass goes in two halves.
+        low_BPE, high_BPE = mass_BPE & (2**_LOW_BITS - 1), mass_BPE >> _LOW_BITS
+        parts_B3PE = torch.stack([counts_BPE, low_BPE, high_BPE], dim=1).double()
+        summed_X = self._weights_XB @ parts_B3PE.flatten(1)
+        counts_XPE, low_XPE, high_XPE = summed_X.long().view(-1, *parts_B3PE.shape[1:]).unbind(dim=1)
+        both_2XPE = torch.stack([counts_XPE, low_XPE + (high_XPE << _LOW_BITS)])
+        for number, source in enumerate(self._batch_sources):
+            self.sources[source][:, :, position] += both_2XPE[:, number]
+        replicates_2RPE = both_2XPE[:, len(self._batch_sources) :, self._counted()]
+        self.replicates[:, :, position] += replicates_2RPE.sum(dim=2)
 
     def summed(self, add_up: Callable[[torch.Tensor], torch.Tensor]) -> "LanguageTally":
-        """The tally of all processes: `add_up` sums a tensor over them; all have the same cells."""
+        """The tally of all processes: `add_up` sums a tensor over them; all have the same sources."""
         found = LanguageTally(*self.shape_LE, self.replicates.shape[1], self.kinds)
         found.n_rows, found.n_tokens = add_up(torch.tensor([self.n_rows, self.n_tokens])).tolist()
         found.replicates = add_up(self.replicates)
-        names = sorted(self.cells)
-        if names:
-            both = add_up(torch.stack([self.cells[name] for name in names]))
-            found.cells = dict(zip(names, both, strict=True))
+        names = sorted(self.sources)
+        sums = add_up(torch.stack([self.sources[name] for name in names]))
+        found.sources = dict(zip(names, sums, strict=True))
         return found
-
-    def cell(self, source: str, kind: Kind) -> torch.Tensor:
-        """Counts and mass of one source and kind, [2, L, E]; zeros at first."""
-        return self.cells.setdefault((source, kind), torch.zeros((2, *self.shape_LE), dtype=torch.int64))
 
     def counts_LE(self) -> torch.Tensor:
         """Choices of the kinds that the replicates count, int64 [L, E]."""
-        counted = [sums[0] for (_, kind), sums in self.cells.items() if self.kinds in ("all", kind)]
-        return torch.stack(counted).sum(dim=0) if counted else torch.zeros(self.shape_LE, dtype=torch.int64)
+        return sum((sums[0, self._counted()].sum(dim=0) for sums in self.sources.values()), torch.tensor(0))
 
     def named_cells(self, language: str) -> dict[Cell, torch.Tensor]:
-        """The cells that counted anything, by their full name."""
-        return {Cell(language, *name): sums for name, sums in sorted(self.cells.items()) if sums.any()}
+        """Sums [2, L, E] of the cells that counted anything, by their full name."""
+        cells = {
+            Cell(language, source, kind): sums[:, number]
+            for source, sums in self.sources.items()
+            for number, kind in enumerate(KINDS)
+        }
+        return {cell: cells[cell] for cell in sorted(cells) if cells[cell].any()}
+
+    def _counted(self) -> slice:
+        if self.kinds == "all":
+            return slice(None)
+        return slice(number := KINDS.index(self.kinds), number + 1)

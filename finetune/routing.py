@@ -105,7 +105,7 @@ def profile_rows(
         tally = LanguageTally(len(layers), layers[0].n_experts, config.replicates, config.kinds)
         with RouterRecorder(layers, tally.add) as recorder, torch.inference_mode():
             for chunk in encoded_chunks(tokenizer, language, rows, config, seed):
-                tally.open_cells(row.source for row in chunk.rows)
+                tally.open_sources(row.source for row in chunk.rows)
                 for batch_rows in row_batches(chunk.rows, config.batch_size):
                     if next(batch_numbers) % n_parts == index:
                         count_batch(model, recorder, tally, collate(batch_rows, seed, config.replicates))

@@ -67,7 +67,8 @@ def main() -> None:
     n_tokens = sum(len(row.ids) for batch in batches for row in batch)
     print(f"{len(batches)} batches of {options.batch_size} rows, {n_tokens:,} tokens, {len(layers)} layers")
     print(
-        f"{torch.get_num_threads()} threads, {options.replicates} replicates, {n_rounds} rounds, {clock.__name__}"
+        f"{torch.get_num_threads()} threads, {options.replicates} replicates, {n_rounds} rounds, "
+        f"{clock.__name__}"
     )
     for name, found in seconds.items():
         print(f"{name:<9} median {statistics.median(found):.4f} s, fastest {min(found):.4f} s")

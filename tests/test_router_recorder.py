@@ -43,7 +43,7 @@ def tallied(kinds, sources=("a", "b"), weights=WEIGHTS, ids=IDS) -> LanguageTall
         tally.begin(batch(*sources))
         recorder.expect(ATTENTION, SLOTS, 4)
         layers[0].router(weights, ids)
-    whole_2LE = torch.stack(list(tally.cells.values())).sum(dim=0)
+    whole_2LE = torch.stack(list(tally.named_cells("ta").values())).sum(dim=0)
     assert torch.equal(torch.stack([recorder.counts_LE, recorder.mass_LE]), whole_2LE)
     return tally
 
@@ -62,7 +62,7 @@ def test_cells_by_source_and_kind() -> None:
     }
     assert cells[Cell("ta", "a", "prompt")][1, 0].tolist() == mass(0.75 + 0.5, 0.25, 0.5)
     assert cells[Cell("ta", "b", "prompt")][1, 0].tolist() == mass(0.125, 0, 0.875)
-    assert list(tallied("all", ("a", "a")).cells) == [("a", "prompt"), ("a", "answer")]
+    assert list(tallied("all", ("a", "a")).sources) == ["a"]
 
 
 def test_replicates_count_a_row_as_often_as_its_weight() -> None:
@@ -123,5 +123,5 @@ def test_tallies_of_batches_add_up_in_any_order() -> None:
         sums.append(tally)
     first, second = sums
     assert torch.equal(first.replicates, second.replicates) and first.replicates.any()
-    assert first.cells.keys() == second.cells.keys()
-    assert all(torch.equal(first.cells[name], second.cells[name]) for name in first.cells)
+    assert first.sources.keys() == second.sources.keys() == {"a", "b", "c"}
+    assert all(torch.equal(first.sources[name], second.sources[name]) for name in "abc")

@@ -12,7 +12,7 @@ header, the header as JSON with each tensor's dtype, shape and place, then the t
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,14 +70,14 @@ def checkpoint_folder(base: BaseConfig) -> Path:
         raise UserError(f"cannot find the files of the base {base.model!r}: {error}") from error
 
 
-def read_places(folder: Path) -> dict[str, Place]:
-    """Every tensor of the *.safetensors files of a folder, from their headers.
+def read_places(folder: Path, files: Sequence[str] | None = None) -> dict[str, Place]:
+    """Every tensor of the *.safetensors files of a folder, or of `files` in it, from their headers.
 
     Raises:
         UserError: there are none, or a file is damaged.
     """
     places: dict[str, Place] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("*.safetensors")) if files is None else [folder / name for name in files]:
         try:
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")

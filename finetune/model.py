@@ -6,6 +6,7 @@ The only file that may name a kind of accelerator.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -94,16 +95,28 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     Adapters attached to the model, the device and the experts implementation do not change it. Values are
     compared in float32, so a bfloat16 checkpoint has one fingerprint in either dtype.
     """
+    tensors = {name.replace(".base_layer", ""): tensor for name, tensor in model.state_dict().items()}
+    samples = {
+        name: sampled_bytes(tensor)
+        for name, tensor in tensors.items()
+        if "expert_lora." not in name and ".lora_" not in name
+    }
+    return fingerprint_of_samples(model, samples)
+
+
+def sampled_bytes(tensor: torch.Tensor) -> bytes:
+    """What a tensor adds to the fingerprint: its shape and evenly spread values."""
+    flat = tensor.detach().flatten()
+    sample = flat[:: max(1, len(flat) // _N_SAMPLED)]
+    return f"{tuple(tensor.shape)}".encode() + sample.to("cpu", torch.float32).numpy().tobytes()
+
+
+def fingerprint_of_samples(model: PreTrainedModel, samples: Mapping[str, bytes]) -> str:
+    """The fingerprint of a model by its config and the `sampled_bytes` of each tensor of its state dict."""
     config = {key: value for key, value in model.config.to_dict().items() if key not in _LOADING_KEYS}
     digest = hashlib.sha256(sha256_json(json.loads(json.dumps(config, default=str))).encode())
-    tensors = {name.replace(".base_layer", ""): tensor for name, tensor in model.state_dict().items()}
-    for name in sorted(tensors):
-        if "expert_lora." in name or ".lora_" in name:
-            continue
-        digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
-        flat = tensors[name].detach().flatten()
-        sample = flat[:: max(1, len(flat) // _N_SAMPLED)]
-        digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
+    for name in sorted(samples):
+        digest.update(f"{name} ".encode() + samples[name])
     return digest.hexdigest()
 
 

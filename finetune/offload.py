@@ -1,0 +1,250 @@
+"""Run a model that is larger than memory: each layer's weights are read once and applied to every batch.
+
+Reads a checkpoint (safetensors); writes hidden states to a folder when asked to keep them on disk. For each
+layer and batch the model's own forward runs, with the earlier layers replaced by what the last of them gave:
+so masks, positions and what a family hands from layer to layer come from its own code, and the numbers are
+those of the whole model in memory.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from data_recipes.artefact import UserError
+from finetune.checkpoint_names import model_type
+from finetune.hidden_states import (
+    HiddenStates,
+    LayerState,
+    kept_hidden_states,
+    map_tensors,
+    tensors_of,
+)
+from finetune.layer_weights import LayerWeights, drop_part, load_part, part_bytes, stored_bytes
+from finetune.model import fingerprint_of_samples
+from finetune.moe import moe_layers
+from finetune.processes import say
+
+Batch = Mapping[str, torch.Tensor]  # arguments of the decoder's forward: input_ids, attention_mask
+
+
+class _Reached(Exception):  # noqa: N818: it ends a forward where nothing more is wanted of it
+    """Carries the state behind the layer that was wanted."""
+
+    def __init__(self, state: LayerState) -> None:
+        super().__init__()
+        self.state = state
+
+
+def run_layer_by_layer(
+    weights: LayerWeights,
+    batches: Sequence[Batch],
+    expect: Callable[[int, int], None],
+    folder: Path | None = None,
+) -> str:
+    """Send all batches through one decoder layer after another; returns the model's fingerprint.
+
+    `expect(position, batch)` is called before the `position`-th MoE layer gets a batch, so that hooks on its
+    router know whose tokens they see. The layers behind the last MoE layer are read for the fingerprint only.
+    With `folder` hidden states lie there while the pass runs, else in memory.
+
+    Raises:
+        UserError: as `load_part`; a model that hands more from layer to layer than can be kept; no space.
+    """
+    positions = {layer.index: position for position, layer in enumerate(moe_layers(weights.model))}
+    n_layers = max(positions) + 1
+    started = time.perf_counter()
+    with kept_hidden_states(len(batches), folder) as hidden, torch.inference_mode():
+        for part in ("outside", "embedding"):
+            load_part(weights, part)
+        for number in range(n_layers):
+            load_part(weights, number)
+            if number == 0:
+                _say_read_rate(weights, time.perf_counter() - started)
+            if number > 0:
+                _require_carried(weights, number, hidden.get(0, weights.device), batches[0])
+            for batch, inputs in enumerate(batches):
+                if number in positions:
+                    expect(positions[number], batch)
+                before = hidden.get(batch, weights.device) if number else None
+                after = _forward_one_layer(weights, number, before, _on(weights.device, inputs))
+                hidden.put(batch, after)
+                if number == batch == 0:
+                    _check_space(hidden, batches)
+            drop_part(weights, number)
+            if number == 0:
+                drop_part(weights, "embedding")
+            _say_progress(number + 1, n_layers, time.perf_counter() - started)
+    return _fingerprint(weights, n_layers)
+
+
+def largest_part_bytes(weights: LayerWeights) -> int:
+    """Bytes in memory of the largest decoder layer."""
+    return max(part_bytes(weights, number) for number in range(len(weights.layers)))
+
+
+def _forward_one_layer(
+    weights: LayerWeights, number: int, before: LayerState | None, inputs: Batch
+) -> LayerState:
+    """State behind layer `number` for a batch, from the state before it (None in front of layer 0)."""
+    layer = weights.layers[number]
+    run = layer.forward
+    carried = before.left if before else {}
+
+    def wanted(*arguments: Any, **named: Any) -> None:
+        mappings = {name: value for name, value in named.items() if hasattr(value, "update")}
+        contents = {name: dict(value) for name, value in mappings.items()}
+        output = run(*arguments, **named)
+        changed = [name for name in mappings if _differ(contents[name], dict(mappings[name]))]
+        raise _Reached(
+            LayerState(output, {name: dict(mappings[name]) for name in {*carried, *changed}})
+        )
+
+    def replay(_number: int, *_: Any, **named: Any) -> Any:
+        assert before is not None
+        for name, content in before.left.items():
+            named[name].update(content)
+        return before.output
+
+    return _run_to(weights, number, replay, wanted, inputs)
+
+
+def _run_to(
+    weights: LayerWeights, number: int, replay: Callable[..., Any], wanted: Callable[..., Any], inputs: Batch
+) -> LayerState:
+    """The model's own forward with `replay(j, ...)` as layer j < number and `wanted` as layer `number`."""
+    forwards: dict[nn.Module, Callable[..., Any]] = {
+        layer: partial(replay, earlier) for earlier, layer in enumerate(weights.layers[:number])
+    }
+    forwards[weights.layers[number]] = wanted
+    if number > 0:
+        forwards[weights.model.get_input_embeddings()] = partial(_blank_embedding, weights)
+    try:
+        with _forwards_replaced(forwards):
+            weights.model.base_model(**inputs, use_cache=False)
+    except _Reached as reached:
+        return reached.state
+    raise UserError(
+        f"{model_type(weights.model)}: its forward does not come to decoder layer {number}, so it cannot be run "
+        "layer by layer: set profile.offload=false"
+    )
+
+
+@contextmanager
+def _forwards_replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Each module's forward is another while this is entered."""
+    try:
+        for module, forward in forwards.items():
+            module.forward = forward
+        yield
+    finally:
+        for module in forwards:
+            vars(module).pop("forward", None)
+
+
+def _blank_embedding(weights: LayerWeights, ids_BT: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    """Zeros in the shape of the embeddings, in no memory: behind layer 0 nobody reads their values."""
+    embedding = weights.model.get_input_embeddings()
+    blank = torch.zeros((), dtype=embedding.weight.dtype, device=weights.device)
+    return blank.expand(*ids_BT.shape, embedding.embedding_dim)
+
+
+class _Watch(TorchDispatchMode):
+    """Notes whether an operation reads one of `tensors`."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self.watched = {id(tensor) for tensor in tensors}
+        self.read_by: str | None = None
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        if any(id(tensor) in self.watched for tensor in tensors_of((arguments, named or {}))):
+            self.read_by = str(function)
+        return function(*arguments, **(named or {}))
+
+
+def _require_carried(weights: LayerWeights, number: int, before: LayerState, inputs: Batch) -> None:
+    """Check that layer `number` gets nothing of earlier layers but what the last of them returned or left.
+
+    The forward runs up to the layer without running any, each earlier one giving empty tensors of its own: then
+    no operation may have read one of them, and no argument may be one that another than the last layer gave.
+
+    Raises:
+        UserError: it does.
+    """
+    outputs = [map_tensors(_empty_like, before.output) for _ in range(number)]
+    earlier = {id(tensor) for output in outputs[:-1] for tensor in tensors_of(output)}
+    left = map_tensors(_empty_like, before.left)
+    found: list[str] = []
+
+    def wanted(*arguments: Any, **named: Any) -> None:
+        if any(id(tensor) in earlier for tensor in tensors_of((arguments, named))):
+            found.append("hands on what an earlier layer than the last returned")
+        raise _Reached(before)
+
+    def replay(layer: int, *_: Any, **named: Any) -> Any:
+        for name, content in left.items():
+            named[name].update(content)
+        return outputs[layer]
+
+    with _Watch(tensors_of((outputs, left))) as watch:
+        _run_to(weights, number, replay, wanted, _on(weights.device, inputs))
+    if watch.read_by:
+        found.append(f"computes with a layer's output ({watch.read_by}) before the next layer gets it")
+    if found:
+        raise UserError(
+            f"{model_type(weights.model)} cannot be run layer by layer: before layer {number} its forward {found[0]}, "
+            "which is not kept between layers: set profile.offload=false, on a machine that holds the model"
+        )
+
+
+def _empty_like(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
+
+
+def _differ(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> bool:
+    return old.keys() != new.keys() or any(old[name] is not new[name] for name in old)
+
+
+def _on(device: torch.device, inputs: Batch) -> Batch:
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def _check_space(hidden: HiddenStates, batches: Sequence[Batch]) -> None:
+    """From the first batch's state, whether all batches' fit on the disk."""
+    n_tokens = [batch["input_ids"].numel() for batch in batches]
+    hidden.check_space(hidden.n_bytes[0] * sum(n_tokens[1:]) // n_tokens[0])
+
+
+def _fingerprint(weights: LayerWeights, n_done: int) -> str:
+    """As `finetune.model.model_fingerprint` of the same model in memory; reads the parts not read so far."""
+    for part in (*range(n_done, len(weights.layers)), "head"):
+        load_part(weights, part)
+        drop_part(weights, part)
+    samples = dict(weights.samples)
+    for name, source in weights.model.all_tied_weights_keys.items():
+        if name not in samples:
+            samples[name] = samples[source]
+    return fingerprint_of_samples(weights.model, samples)
+
+
+def _say_read_rate(weights: LayerWeights, read_s: float) -> None:
+    n_read = sum(weights.n_read_bytes.values())
+    total = sum(stored_bytes(weights, part) for part in weights.parts)
+    rate = n_read / max(read_s, 1e-9)
+    say(
+        f"offload   {total / 1e9:.3g} GB to read once; the first {n_read / 1e9:.3g} GB came at "
+        f"{rate / 1e9:.2g} GB/s, so reading takes about {total / rate / 60:.1f} minutes; largest layer "
+        f"{largest_part_bytes(weights) / 1e9:.3g} GB in memory"
+    )
+
+
+def _say_progress(n_done: int, n_layers: int, spent_s: float) -> None:
+    left_s = spent_s / n_done * (n_layers - n_done)
+    say(f"offload   layer {n_done} of {n_layers}, about {left_s / 60:.1f} minutes left")

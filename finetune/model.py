@@ -114,7 +114,7 @@ def sampled_bytes(tensor: torch.Tensor) -> bytes:
 def fingerprint_of_samples(model: PreTrainedModel, samples: Mapping[str, bytes]) -> str:
     """The fingerprint of a model by its config and the `sampled_bytes` of each tensor of its state dict."""
     config = {key: value for key, value in model.config.to_dict().items() if key not in _LOADING_KEYS}
-    digest = hashlib.sha256(sha256_json(json.loads(json.dumps(config, default=str))).encode())
+    digest = hashlib.sha256(sha256_json(json.loads(json.dumps(config, default=str), parse_constant=str)).encode())
     for name in sorted(samples):
         digest.update(f"{name} ".encode() + samples[name])
     return digest.hexdigest()

@@ -112,19 +112,28 @@ def _forward_one_layer(
             named[name].update(content)
         return before.output
 
-    return _run_to(weights, number, replay, wanted, inputs)
+    blank = _blank_embedding(weights, inputs["input_ids"])
+    return _run_to(weights, number, replay, wanted, inputs, blank)
 
 
 def _run_to(
-    weights: LayerWeights, number: int, replay: Callable[..., Any], wanted: Callable[..., Any], inputs: Batch
+    weights: LayerWeights,
+    number: int,
+    replay: Callable[..., Any],
+    wanted: Callable[..., Any],
+    inputs: Batch,
+    blank_BTD: torch.Tensor,
 ) -> LayerState:
-    """The model's own forward with `replay(j, ...)` as layer j < number and `wanted` as layer `number`."""
+    """The model's own forward with `replay(j, ...)` as layer j < number and `wanted` as layer `number`.
+
+    Behind layer 0 the embedding is gone and gives `blank_BTD`.
+    """
     forwards: dict[nn.Module, Callable[..., Any]] = {
         layer: partial(replay, earlier) for earlier, layer in enumerate(weights.layers[:number])
     }
     forwards[weights.layers[number]] = wanted
     if number > 0:
-        forwards[weights.model.get_input_embeddings()] = partial(_blank_embedding, weights)
+        forwards[weights.model.get_input_embeddings()] = lambda *_, **__: blank_BTD
     try:
         with _forwards_replaced(forwards):
             weights.model.base_model(**inputs, use_cache=False)
@@ -148,44 +157,49 @@ def _forwards_replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iter
             vars(module).pop("forward", None)
 
 
-def _blank_embedding(weights: LayerWeights, ids_BT: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+def _blank_embedding(weights: LayerWeights, ids_BT: torch.Tensor) -> torch.Tensor:
     """Zeros in the shape of the embeddings, in no memory: behind layer 0 nobody reads their values."""
     embedding = weights.model.get_input_embeddings()
     blank = torch.zeros((), dtype=embedding.weight.dtype, device=weights.device)
     return blank.expand(*ids_BT.shape, embedding.embedding_dim)
 
 
-class _Watch(TorchDispatchMode):
-    """Notes whether an operation reads one of `tensors`."""
+class _Follow(TorchDispatchMode):
+    """Follows what is computed from some tensors: `followed` maps the id of each such tensor to it."""
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
         super().__init__()
-        self.watched = {id(tensor) for tensor in tensors}
-        self.read_by: str | None = None
+        self.followed = {id(tensor): tensor for tensor in tensors}
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
-        if any(id(tensor) in self.watched for tensor in tensors_of((arguments, named or {}))):
-            self.read_by = str(function)
-        return function(*arguments, **(named or {}))
+        result = function(*arguments, **(named or {}))
+        if any(id(tensor) in self.followed for tensor in tensors_of((arguments, named or {}))):
+            self.followed |= {id(tensor): tensor for tensor in tensors_of(result)}
+        return result
 
 
 def _require_carried(weights: LayerWeights, number: int, before: LayerState, inputs: Batch) -> None:
     """Check that layer `number` gets nothing of earlier layers but what the last of them returned or left.
 
-    The forward runs up to the layer without running any, each earlier one giving empty tensors of its own: then
-    no operation may have read one of them, and no argument may be one that another than the last layer gave.
+    The forward runs up to the layer without running any: each earlier one gives empty tensors of its own, and
+    so does the embedding. What is computed from those is followed, and may not be among the arguments.
 
     Raises:
-        UserError: it does.
+        UserError: it is.
     """
     outputs = [map_tensors(_empty_like, before.output) for _ in range(number)]
-    earlier = {id(tensor) for output in outputs[:-1] for tensor in tensors_of(output)}
     left = map_tensors(_empty_like, before.left)
-    found: list[str] = []
+    kept = {id(tensor) for tensor in tensors_of((outputs[-1], left))}
+    blank = _blank_embedding(weights, inputs["input_ids"])
 
     def wanted(*arguments: Any, **named: Any) -> None:
-        if any(id(tensor) in earlier for tensor in tensors_of((arguments, named))):
-            found.append("hands on what an earlier layer than the last returned")
+        lost = [tensor for tensor in tensors_of((arguments, named)) if id(tensor) in follow.followed.keys() - kept]
+        if lost:
+            raise UserError(
+                f"{model_type(weights.model)} cannot be run layer by layer: its layer {number} gets {len(lost)} "
+                f"tensor(s), the first of shape {tuple(lost[0].shape)}, made from earlier layers or from the "
+                "embedding, which are not kept: set profile.offload=false, on a machine that holds the model"
+            )
         raise _Reached(before)
 
     def replay(layer: int, *_: Any, **named: Any) -> Any:
@@ -193,15 +207,8 @@ def _require_carried(weights: LayerWeights, number: int, before: LayerState, inp
             named[name].update(content)
         return outputs[layer]
 
-    with _Watch(tensors_of((outputs, left))) as watch:
-        _run_to(weights, number, replay, wanted, _on(weights.device, inputs))
-    if watch.read_by:
-        found.append(f"computes with a layer's output ({watch.read_by}) before the next layer gets it")
-    if found:
-        raise UserError(
-            f"{model_type(weights.model)} cannot be run layer by layer: before layer {number} its forward {found[0]}, "
-            "which is not kept between layers: set profile.offload=false, on a machine that holds the model"
-        )
+    with _Follow(tensors_of((outputs, left, blank))) as follow:
+        _run_to(weights, number, replay, wanted, _on(weights.device, inputs), blank)
 
 
 def _empty_like(tensor: torch.Tensor) -> torch.Tensor:

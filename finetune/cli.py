@@ -29,6 +29,7 @@ STAGES = {
     "run": Stage("finetune.run", "the whole way: data to report, each stage only when it is needed", False),
     "data": Stage("data_recipes.build", "build a dataset from a recipe", False),
     "profile": Stage("finetune.routing", "count which experts each language uses"),
+    "profile-merge": Stage("finetune.profile_merge", "add the shards of a profile up", False),
     "select": Stage("finetune.selection", "choose the experts to tune"),
     "train": Stage("finetune.train", "train LoRA on the chosen experts"),
     "eval": Stage("eval.evaluate", "compare base and tuned on held-out rows"),
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """The help text: one line for each stage."""
-    stages = "\n".join(f"  {name:<11}{stage.purpose}" for name, stage in STAGES.items())
+    stages = "\n".join(f"  {name:<15}{stage.purpose}" for name, stage in STAGES.items())
     return (
         "usage: local-experts STAGE ...\n\n"
         "Localize a mixture-of-experts model by training only the experts a language uses.\n\n"

@@ -46,13 +46,43 @@ class DataConfig:
 class ProfileConfig:
     """What is counted at the routers."""
 
-    max_tokens: int = 65536  # read in each group (language); ESFT found the chosen sets stable at 2^17
+    max_tokens: int = 65536  # read of each language at most; ESFT found the chosen sets stable at 2^17
     batch_size: int = 32  # rows
-    kinds: Literal["prompt", "answer", "all"] = "all"  # which tokens of a row are counted
+    kinds: Literal["prompt", "answer", "all"] = "all"  # tokens in the bootstrap; the counts keep both apart
+    replicates: int = 64  # bootstrap resamples of the rows; 0 is none
+    stable_jaccard: float | None = None  # stop a language early, when its replicates' top sets agree so well
+    stable_share: float = 0.5  # of a layer's choices in its top set; select.share, to stop for that choice
+    check_tokens: int = 16384  # of a language between two looks whether it is stable
+    shuffle_rows: int = 10000  # of a stream, held in memory to draw from; rows on disk are shuffled whole
+    shard: str | None = (
+        None  # "2/8": profile the second of eight parts; `local-experts profile-merge` adds up
+    )
+    n_processes: int = 1  # expected processes; another count is an error
 
     def problems(self) -> list[str]:
         """Values no run can use, as "key: reason"."""
-        return out_of_range({"max_tokens": self.max_tokens, "batch_size": self.batch_size})
+        names = ("max_tokens", "batch_size", "check_tokens", "shuffle_rows", "n_processes")
+        wrong = out_of_range({name: getattr(self, name) for name in names})
+        wrong += out_of_range({"replicates": self.replicates}, minimum=0)
+        shares = {"stable_jaccard": self.stable_jaccard, "stable_share": self.stable_share}
+        wrong += [
+            f"{name}: must be above 0 and at most 1"
+            for name, value in shares.items()
+            if value is not None and not 0 < value <= 1
+        ]
+        if self.stable_jaccard is not None and self.replicates == 0:
+            wrong.append("stable_jaccard: needs replicates to compare")
+        if self.shard is not None:
+            wrong += self._shard_problems(self.shard)
+        return wrong
+
+    def _shard_problems(self, shard: str) -> list[str]:
+        number, _, n_shards = shard.partition("/")
+        is_whole = number.isdecimal() and n_shards.isdecimal() and 1 <= int(number) <= int(n_shards)
+        wrong = [] if is_whole else ['shard: write it as "2/8", the second of eight']
+        if self.stable_jaccard is not None:
+            wrong.append("shard: a shard does not see the others' counts, so set stable_jaccard=null")
+        return wrong
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,9 @@
-"""Start the trainer in several processes on this machine: torchrun, without torchrun's own traceback.
+"""Start a stage in several processes on this machine: torchrun, without torchrun's own traceback.
 
-    python -m finetune.launch N --config FILE
+    python -m finetune.launch STAGE N --config FILE
 
-`local-experts run` does this when train.n_processes is above 1. Writes the run's config, as it is after all
-changes, to run_config.json in the output folder; the processes read it from there.
+`local-experts run` does this when profile.n_processes or train.n_processes is above 1. Writes the run's
+config, as it is after all changes, to run_config.json in the output folder; the processes read it from there.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ from data_recipes.artefact import UserError, write_json
 from data_recipes.settings import settings_dict
 from finetune.config import RunConfig
 
+STAGE_MODULES = {"profile": "finetune.routing", "train": "finetune.train"}
 
-def train_in_processes(config: RunConfig) -> None:
-    """Train in `config.train.n_processes` processes and wait for them.
+
+def run_in_processes(stage: str, config: RunConfig) -> None:
+    """Run a stage in as many processes as its part of the config says, and wait for them.
 
     Raises: UserError when one fails; its own message stands above.
     """
     written = Path(config.output) / "run_config.json"  # JSON is YAML
     write_json(written, settings_dict(config))
-    line = [sys.executable, "-m", "finetune.launch", str(config.train.n_processes), "--config", str(written)]
-    finished = subprocess.run(line, env=train_environment(config))
+    n_processes = getattr(config, stage).n_processes
+    line = [sys.executable, "-m", "finetune.launch", stage, str(n_processes), "--config", str(written)]
+    finished = subprocess.run(line, env=stage_environment(config))
     if finished.returncode != 0:
-        raise UserError("training stopped in one of its processes; the message stands above")
+        raise UserError(f"{stage} stopped in one of its processes; the message stands above")
 
 
-def train_environment(config: RunConfig) -> dict[str, str]:
+def stage_environment(config: RunConfig) -> dict[str, str]:
     """This process's environment, with Accelerate told to stay on the CPU when that is where the run is.
 
     Without ACCELERATE_USE_CPU, two CPU processes are two copies that never talk.
@@ -48,8 +51,8 @@ def train_environment(config: RunConfig) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`N [arguments of finetune.train]`: exit code 0 when all N processes ended well, else 2."""
-    n_processes, *rest = sys.argv[1:] if argv is None else argv
+    """`STAGE N [arguments of the stage]`: exit code 0 when all N processes ended well, else 2."""
+    stage, n_processes, *rest = sys.argv[1:] if argv is None else argv
     logging.disable(
         logging.CRITICAL
     )  # torchrun's own report would bury the message of the process that failed
@@ -59,11 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from torch.distributed.run import main as torchrun
 
     try:
-        torchrun(["--standalone", f"--nproc_per_node={n_processes}", "-m", "finetune.train", *rest])
+        torchrun(["--standalone", f"--nproc_per_node={n_processes}", "-m", STAGE_MODULES[stage], *rest])
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
         if failure.exitcode < 0:  # a killed process had no time for a message of its own
-            killed = f"error: training process {rank} was killed by signal {-failure.exitcode}"
+            killed = f"error: {stage} process {rank} was killed by signal {-failure.exitcode}"
             print(f"{killed}; if nobody stopped it, the machine ran out of memory", file=sys.stderr)
         return 2
     return 0

@@ -109,6 +109,12 @@ def parameters_per_rank(layer: MoeLayer) -> int:
     return sum(weight.shape[1] + weight.shape[2] for weight in stacks)
 
 
+def expert_bytes(layer: MoeLayer) -> int:
+    """Bytes of one expert of `layer` as it is loaded: its slice of the fused stacks, biases too."""
+    stacks = [weight for weight in layer.experts.parameters(recurse=False) if len(weight) == layer.n_experts]
+    return sum(weight[0].numel() * weight.element_size() for weight in stacks)
+
+
 def shared_expert_prefixes(model: nn.Module) -> tuple[str, ...]:
     """What the full name of every module inside a shared expert of `model` starts with."""
     return tuple(f"{layer.name}.{name}." for layer in moe_layers(model) for name in SHARED_EXPERTS_NAMES)

@@ -1,6 +1,7 @@
-"""Several processes that train as one: refuse a launch that lost one, speak once, keep adapters in step.
+"""Several processes that work as one: refuse a launch that lost one, speak once, keep adapters in step.
 
-The model stays unwrapped: only the adapter is trained, so only it is synchronised, by hand, in one message.
+Stages that run so are profile and train. The model stays unwrapped: only sums are added up, or the adapter
+synchronised, by hand, in one message.
 Reads the environment that `accelerate launch` and `torchrun` set. Writes nothing.
 """
 
@@ -14,6 +15,7 @@ from accelerate.utils import broadcast
 from torch import nn
 
 from data_recipes.artefact import UserError
+from finetune.launch import STAGE_MODULES
 
 
 def say(message: str) -> None:
@@ -23,9 +25,15 @@ def say(message: str) -> None:
 
 
 def start_accelerator(
-    n_processes: int, device: str = "auto", tracker: str | None = None, tracker_folder: str | None = None
+    n_processes: int,
+    device: str = "auto",
+    tracker: str | None = None,
+    tracker_folder: str | None = None,
+    stage: str = "train",
 ) -> Accelerator:
     """Accelerator over exactly `n_processes` processes; `device` is "auto" or a torch device name.
+
+    `stage` is the one that runs: errors name its option and its command.
 
     Raises:
         UserError: another number of processes runs, a launcher was asked for several and started one, or
@@ -40,11 +48,13 @@ def start_accelerator(
     if tracker and not accelerator.log_with:
         # Accelerate only warns, and trains without it.
         raise UserError(f"train.tracker={tracker} is not installed: pip install {tracker}, or leave it out")
-    check_process_count(n_processes, accelerator.num_processes, os.environ)
+    check_process_count(n_processes, accelerator.num_processes, os.environ, stage)
     return accelerator
 
 
-def check_process_count(expected: int, running: int, environment: Mapping[str, str]) -> None:
+def check_process_count(
+    expected: int, running: int, environment: Mapping[str, str], stage: str = "train"
+) -> None:
     """Compare what the config expects and what the launcher was asked for with what runs.
 
     Raises:
@@ -56,28 +66,38 @@ def check_process_count(expected: int, running: int, environment: Mapping[str, s
     if running == 1 and asked_for_several and "ACCELERATE_MIXED_PRECISION" in environment:
         raise UserError(
             "accelerate launch was asked for several processes and started one (as with --cpu "
-            f"or a MULTI_CPU config file); run instead: {launch_command(max(expected, 2), sys.argv[1:])}"
+            "or a MULTI_CPU config file); run instead: "
+            f"{launch_command(max(expected, 2), sys.argv[1:], stage)}"
         )
     world_size = int(environment.get("WORLD_SIZE", "1"))
     if running < world_size:
         raise UserError(
-            f"{world_size} processes were launched, but each trains alone: run instead: "
-            f"{launch_command(world_size, sys.argv[1:])}"
+            f"{world_size} processes were launched, but each is alone: run instead: "
+            f"{launch_command(world_size, sys.argv[1:], stage)}"
         )
     if running != expected:
         raise UserError(
-            f"{running} process(es) run, but train.n_processes is {expected}: "
-            f"set train.n_processes={running}, or run: {launch_command(expected, sys.argv[1:])}"
+            f"{running} process(es) run, but {stage}.n_processes is {expected}: "
+            f"set {stage}.n_processes={running}, or run: {launch_command(expected, sys.argv[1:], stage)}"
         )
 
 
-def launch_command(n_processes: int, arguments: Sequence[str]) -> str:
-    """The command that really runs `n_processes` of the trainer on this machine."""
-    train = " ".join(["-m finetune.train", *arguments])
+def launch_command(n_processes: int, arguments: Sequence[str], stage: str = "train") -> str:
+    """The command that really runs `n_processes` of a stage on this machine."""
+    module = " ".join([f"-m {STAGE_MODULES[stage]}", *arguments])
     if n_processes == 1:
-        return f"python {train}"
-    launch = f"accelerate launch --multi_gpu --num_processes {n_processes} {train}"
+        return f"python {module}"
+    launch = f"accelerate launch --multi_gpu --num_processes {n_processes} {module}"
     return launch if torch.accelerator.is_available() else f"ACCELERATE_USE_CPU=true {launch}"
+
+
+def sum_over_processes(accelerator: Accelerator | None, tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of every process's `tensor`, on the CPU; exact for whole numbers."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return tensor
+    summed = accelerator.reduce(tensor.to(accelerator.device), reduction="sum")
+    assert isinstance(summed, torch.Tensor)
+    return summed.cpu()
 
 
 @torch.no_grad()

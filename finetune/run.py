@@ -37,6 +37,7 @@ StageFunction = Callable[[RunConfig], object]
 
 # Hashing a terabyte checkpoint takes longer than the run: past this, a file's size and time stand for it.
 LARGEST_HASHED_BYTES = 1 << 30
+PROFILE_FILES = ("profile.json", "profile.safetensors")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,13 @@ def run(config: RunConfig, functions: Mapping[str, StageFunction] | None = None)
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
-            "`run` starts the training processes itself: start it alone and set train.n_processes"
+            "`run` starts the processes itself: start it alone, and set train.n_processes and "
+            "profile.n_processes"
+        )
+    if config.profile.shard is not None:
+        raise UserError(
+            f"profile.shard={config.profile.shard}: `run` needs a whole profile; make each shard with "
+            "`local-experts profile`, and of all of them profile.json with `local-experts profile-merge`"
         )
     functions = functions or STAGE_FUNCTIONS
     seconds = {stage.name: run_stage(stage, config, functions[stage.name]) for stage in STAGES}
@@ -137,7 +144,8 @@ def profile_inputs(config: RunConfig) -> dict[str, str]:
 
 def select_inputs(config: RunConfig) -> dict[str, str]:
     """The profile and how to choose from it."""
-    return {"profile": sha256_file(Path(config.output) / "profile.json"), "select": part_hash(config.select)}
+    profile = {name: sha256_file(Path(config.output) / name) for name in PROFILE_FILES}
+    return {**profile, "select": part_hash(config.select)}
 
 
 def train_inputs(config: RunConfig) -> dict[str, str]:
@@ -164,7 +172,7 @@ def eval_inputs(config: RunConfig) -> dict[str, str]:
 def report_inputs(config: RunConfig) -> dict[str, str]:
     """The files the report shows, and the whole config: it is shown too."""
     output = Path(config.output)
-    files = ("results.json", "profile.json", "plan.json", "adapter/metrics.jsonl", "adapter/train.json")
+    files = ("results.json", *PROFILE_FILES, "plan.json", "adapter/metrics.jsonl", "adapter/train.json")
     return {**{name: sha256_file(output / name) for name in files}, "config": part_hash(config)}
 
 
@@ -199,7 +207,7 @@ def _file_identity(file: Path) -> str:
 
 STAGES = (
     Stage("data", ("data",), data_inputs),
-    Stage("profile", ("profile.json",), profile_inputs),
+    Stage("profile", PROFILE_FILES, profile_inputs),
     Stage("select", ("plan.json",), select_inputs),
     Stage("train", ("adapter",), train_inputs),
     Stage("eval", ("results.json",), eval_inputs),
@@ -217,26 +225,27 @@ def build_data(config: RunConfig) -> None:
     build.build_dataset(config.data.recipe, Path(config.output) / "data", config.data.overrides)
 
 
-def train(config: RunConfig) -> None:
-    """Train here, or in as many processes as the config asks for.
-
-    Raises: UserError when a process fails; its own message stands above.
-    """
-    if config.train.n_processes == 1:
-        importlib.import_module("finetune.train").train_stage(config)
-        return
-    importlib.import_module("finetune.launch").train_in_processes(config)
-
-
 def _late(module: str, function: str) -> StageFunction:
     return lambda config: getattr(importlib.import_module(module), function)(config)
 
 
+def _in_processes(stage: str, function: str) -> StageFunction:
+    """The stage here, or in as many processes as the config asks for; their own messages stand above."""
+
+    def run_here_or_there(config: RunConfig) -> object:
+        launch = importlib.import_module("finetune.launch")
+        if getattr(config, stage).n_processes > 1:
+            return launch.run_in_processes(stage, config)
+        return _late(launch.STAGE_MODULES[stage], function)(config)
+
+    return run_here_or_there
+
+
 STAGE_FUNCTIONS: dict[str, StageFunction] = {
     "data": build_data,
-    "profile": _late("finetune.routing", "profile_stage"),
+    "profile": _in_processes("profile", "profile_stage"),
     "select": _late("finetune.selection", "select_stage"),
-    "train": train,
+    "train": _in_processes("train", "train_stage"),
     "eval": _late("eval.evaluate", "evaluate_stage"),
     "report": _late("eval.report", "report_stage"),
 }

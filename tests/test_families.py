@@ -27,7 +27,7 @@ from finetune.adapter import (
 )
 from finetune.config import LoraConfig
 from finetune.moe import MoeLayer, moe_layers
-from finetune.routing import RouterRecorder
+from finetune.router_recorder import RouterRecorder
 from tests.families_table import TABLE, families_table
 from tests.tiny_families import FAMILIES, OWN_CODE, build_tiny_family
 

@@ -10,9 +10,12 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from data_recipes.artefact import UserError, read_artefact, write_artefact
+from finetune.calibration import encode_row
 from finetune.config import BaseConfig, DataConfig, ProfileConfig, RunConfig, TrainConfig
 from finetune.moe import moe_layers
-from finetune.routing import RouterRecorder, encode_row, main, profile_rows, profile_stage
+from finetune.profile import MASS_UNIT
+from finetune.router_recorder import RouterRecorder
+from finetune.routing import main, profile_rows, profile_stage
 
 LENGTHS = (5, 12, 8)
 
@@ -78,16 +81,18 @@ def test_counts_and_gate_mass_equal_a_loop_over_the_routers_own_output(model) ->
                 count[expert] += 1
                 mass[expert] += weights[token, place].item() / weights[token].double().sum().item()
         assert recorder.counts_LE[row].tolist() == [count[expert] for expert in range(8)]
-        assert recorder.gate_mass_LE[row].tolist() == pytest.approx([mass[expert] for expert in range(8)])
+        mass_E = recorder.mass_LE[row].double() * MASS_UNIT
+        assert mass_E.tolist() == pytest.approx([mass[expert] for expert in range(8)])
         assert count != by_logits, "the bias must matter, or this test cannot tell indices from logits"
 
 
 def test_counts_sum_to_tokens_times_top_k_and_gate_mass_to_tokens(model) -> None:
     recorder = record(model, *padded(token_rows(), "right"))
     assert recorder.n_tokens == sum(LENGTHS)
-    assert recorder.counts_LE.dtype == torch.int64 and recorder.gate_mass_LE.dtype == torch.float64
+    assert recorder.counts_LE.dtype == recorder.mass_LE.dtype == torch.int64
     assert recorder.counts_LE.sum(dim=1).tolist() == [2 * sum(LENGTHS)] * 2
-    assert recorder.gate_mass_LE.sum(dim=1).tolist() == pytest.approx([sum(LENGTHS)] * 2)
+    mass_L = recorder.mass_LE.sum(dim=1).double() * MASS_UNIT
+    assert mass_L.tolist() == pytest.approx([sum(LENGTHS)] * 2)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -95,8 +100,8 @@ def test_padding_on_either_side_does_not_change_the_counts(model, side: str) -> 
     batched = record(model, *padded(token_rows(), side))
     alone = [record(model, row[None], torch.ones_like(row[None])) for row in token_rows()]
     assert torch.equal(batched.counts_LE, torch.stack([one.counts_LE for one in alone]).sum(dim=0))
-    summed_LE = torch.stack([one.gate_mass_LE for one in alone]).sum(dim=0)
-    assert torch.allclose(batched.gate_mass_LE, summed_LE)
+    summed_LE = torch.stack([one.mass_LE for one in alone]).sum(dim=0)
+    assert torch.allclose(batched.mass_LE.double(), summed_LE.double(), rtol=1e-5)
 
 
 def test_a_token_mask_splits_the_counts_exactly(model) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from data_recipes.artefact import UserError, write_artefact, write_json
 from finetune.config import RunConfig, load_run_config
-from finetune.launch import train_environment
+from finetune.launch import stage_environment
 from finetune.run import (
     STAGE_FUNCTIONS,
     STAGES,
@@ -197,8 +197,8 @@ def test_run_refuses_to_be_one_of_several_processes(pipeline: Pipeline, monkeypa
 
 def test_a_cpu_run_tells_accelerate_so(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    assert train_environment(pipeline.config("base.device=cpu"))["ACCELERATE_USE_CPU"] == "true"
-    assert "ACCELERATE_USE_CPU" not in train_environment(pipeline.config("base.device=npu"))
+    assert stage_environment(pipeline.config("base.device=cpu"))["ACCELERATE_USE_CPU"] == "true"
+    assert "ACCELERATE_USE_CPU" not in stage_environment(pipeline.config("base.device=npu"))
 
 
 @pytest.mark.slow
@@ -206,7 +206,7 @@ def test_a_failure_in_two_processes_is_told_and_ends_the_run(
     pipeline: Pipeline, capfd: pytest.CaptureFixture[str]
 ):
     config = pipeline.config("train.n_processes=2", "base.device=cpu")
-    with pytest.raises(UserError, match="training stopped in one of its processes"):
+    with pytest.raises(UserError, match="train stopped in one of its processes"):
         STAGE_FUNCTIONS["train"](config)
     shown = capfd.readouterr().err
     assert f"error: {config.output}/data/manifest.json does not exist" in shown

@@ -202,7 +202,7 @@ LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}
         (2, 1, {}, r"1 process\(es\) run, but train.n_processes is 2"),
         (1, 2, {"WORLD_SIZE": "2"}, r"2 process\(es\) run, but train.n_processes is 1"),
         (1, 1, LAUNCHED, "asked for several processes and started one"),
-        (2, 1, {"WORLD_SIZE": "2"}, "each trains alone"),
+        (2, 1, {"WORLD_SIZE": "2"}, "each is alone"),
     ],
 )
 def test_a_lost_process_is_an_error_that_names_the_right_command(

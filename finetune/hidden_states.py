@@ -1,65 +1,54 @@
-"""Keep what a decoder layer gave for each batch until the next layer is there: in memory, or in files.
+"""Keep what a decoder layer returned for each batch until the next layer is there: in memory, or in files.
 
-Writes one file a batch into the folder it is given and removes them at the end; reads them again.
+Writes one file a batch into the folder it is given and removes them at the end; reads them again. What a layer
+returns is its hidden states, and in some families more beside them: the tokens that GLM's indexer chose.
 """
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from data_recipes.artefact import UserError, is_disk_full
 
 
-class LayerState(NamedTuple):
-    """What one layer left of one batch.
-
-    `output` is what its forward returned: the hidden states, in some families with more beside them (the
-    tokens that GLM's indexer chose). `left` is what it wrote into an argument that is a mapping.
-    """
-
-    output: Any
-    left: dict[str, dict[Any, Any]]
-
-
 class HiddenStates:
-    """The last layer's state of each batch; `folder` None keeps them in memory."""
+    """The last layer's output of each batch; `folder` None keeps them in memory."""
 
     def __init__(self, n_batches: int, folder: Path | None = None) -> None:
         self.folder = folder
-        self._in_memory: list[LayerState | None] = [None] * n_batches
+        self._in_memory: list[Any] = [None] * n_batches
         self.n_bytes = [0] * n_batches
 
-    def put(self, batch: int, state: LayerState) -> None:
-        """Keep the state of a batch in place of the layer's before.
+    def put(self, batch: int, output: Any) -> None:
+        """Keep the output for a batch in place of the layer's before.
 
         Raises:
             UserError: no space left, or the folder cannot be written.
         """
-        state = LayerState(*map_tensors(lambda tensor: tensor.cpu(), tuple(state)))
-        self.n_bytes[batch] = sum(tensor.nbytes for tensor in tensors_of(tuple(state)))
+        output = map_tensors(lambda tensor: tensor.cpu(), output)
+        self.n_bytes[batch] = sum(tensor.nbytes for tensor in tensors_of(output))
         if self.folder is None:
-            self._in_memory[batch] = state
+            self._in_memory[batch] = output
             return
         path = self._path(batch)
         partial = path.with_suffix(".partial")
         try:
-            torch.save(tuple(state), partial)
+            torch.save(output, partial)
             partial.replace(path)
         except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError of its own
             self.raise_if_full(error)
             raise UserError(f"cannot write the hidden states to {path}: {error}") from error
 
-    def get(self, batch: int, device: torch.device) -> LayerState:
-        """The state that was kept last of a batch."""
-        state = self._in_memory[batch]
+    def get(self, batch: int, device: torch.device) -> Any:
+        """The output that was kept last for a batch."""
+        output = self._in_memory[batch]
         if self.folder is not None:
-            state = LayerState(*torch.load(self._path(batch), weights_only=True, mmap=False))
-        assert state is not None
-        return LayerState(*map_tensors(lambda tensor: tensor.to(device), tuple(state)))
+            output = torch.load(self._path(batch), weights_only=True, mmap=False)
+        return map_tensors(lambda tensor: tensor.to(device), output)
 
     def check_space(self, n_more_bytes: int) -> None:
         """Refuse before hours of work what the disk cannot hold.
@@ -85,7 +74,8 @@ class HiddenStates:
             ) from error
 
     def _is_full(self) -> bool:
-        return self.folder is not None and shutil.disk_usage(self.folder).free < 1 << 20
+        assert self.folder is not None
+        return self.folder.is_dir() and shutil.disk_usage(self.folder).free < 1 << 20
 
     def _path(self, batch: int) -> Path:
         assert self.folder is not None

@@ -99,7 +99,9 @@ def open_weights(base: BaseConfig, device: torch.device) -> LayerWeights:
     parts: dict[int | str, dict[str, Stored]] = {}
     for target, stored in _sources(model, quantizer, places, meta).items():
         parts.setdefault(_part(model, prefix, target), {})[target] = stored
-    found = {name for part in parts.values() for target, stored in part.items() for name in _made(target, stored)}
+    found = {
+        name for part in parts.values() for target, stored in part.items() for name in _made(target, stored)
+    }
     if missing := sorted(meta.keys() - found - model.all_tied_weights_keys.keys(), key=dot_natural_key):
         raise UserError(
             f"the checkpoint {folder} lacks {len(missing)} tensor(s) of {model_type(model)}, first "
@@ -120,7 +122,7 @@ def shard_names(folder: Path) -> list[str]:
             return ["model.safetensors"]
         raise UserError(
             f"{folder} has no model.safetensors and no model.safetensors.index.json: profile.offload reads "
-            "safetensors only; load the model once and save it with save_pretrained, or set profile.offload=false"
+            "safetensors only: load the model and save it with save_pretrained, or set profile.offload=false"
         )
     names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     if missing := [name for name in names if not (folder / name).exists()]:
@@ -140,7 +142,8 @@ def load_part(weights: LayerWeights, part: int | str) -> None:
     weights.n_read_bytes[part] = 0
     for target, stored in weights.parts.get(part, {}).items():
         values = {
-            name: torch.empty_like(weights.meta[name], device=weights.device) for name in _made(target, stored)
+            name: torch.empty_like(weights.meta[name], device=weights.device)
+            for name in _made(target, stored)
         }
         with torch.no_grad():
             _fill(weights, part, target, stored, values)
@@ -183,7 +186,7 @@ def _empty_model(base: BaseConfig, folder: Path) -> tuple[Any, Any]:
         if not getattr(quantizer.quantization_config, "dequantize", False):
             raise UserError(
                 f"{base.model} is quantized ({quantizer.quantization_config.quant_method}) and stays so when "
-                "transformers loads it: set base.model to its bf16 or FP8 checkpoint, or profile.offload=false"
+                "transformers loads it: set base.model to its bf16 or FP8 checkpoint"
             )
         quantizer.preprocess_model(model, dtype=dtype, device_map=None, checkpoint_files=[])
         quantizer.remove_quantization_config(model)
@@ -210,7 +213,9 @@ def _decoder_layers(model: Any) -> tuple[nn.ModuleList, str]:
     """The list of layers that holds the experts, and its name with a dot behind it."""
     prefixes = {re.split(r"(?<=layers)\.\d+", layer.name)[0] for layer in moe_layers(model)}
     if len(prefixes) > 1:
-        raise UserError(f"the experts lie in several stacks of layers ({sorted(prefixes)}): set profile.offload=false")
+        raise UserError(
+            f"the experts lie in several stacks of layers ({sorted(prefixes)}): set profile.offload=false"
+        )
     name = prefixes.pop()
     layers = model.get_submodule(name)
     assert isinstance(layers, nn.ModuleList)
@@ -220,7 +225,7 @@ def _decoder_layers(model: Any) -> tuple[nn.ModuleList, str]:
 def _sources(
     model: Any, quantizer: Any, places: Mapping[str, Place], meta: Mapping[str, torch.Tensor]
 ) -> dict[str, Stored]:
-    """Target -> what it is made from: the first half of transformers' convert_and_load_state_dict_in_model."""
+    """Target -> what it is made of; the first half of transformers' convert_and_load_state_dict_in_model."""
     table = get_model_conversion_mapping(model, None, quantizer)
     renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in table if isinstance(entry, WeightConverter)]
@@ -267,7 +272,9 @@ def _fill(
         _copy(weights, part, name, target, values[target])
         return
     value = values[target]
-    of_dequantizer = any(getattr(operation, "hf_quantizer", None) for operation in stored.converter.operations)
+    of_dequantizer = any(
+        getattr(operation, "hf_quantizer", None) for operation in stored.converter.operations
+    )
     dtype = None if of_dequantizer else value.dtype
     n_experts = _n_merged(stored, value)
     # One expert at a time: the whole stack at once would be in memory twice.
@@ -332,9 +339,7 @@ def _read(
     return found.to(device=weights.device, dtype=dtype)
 
 
-def _require_shape(
-    weights: LayerWeights, name: str, found: Iterable[int], expected: Iterable[int]
-) -> None:
+def _require_shape(weights: LayerWeights, name: str, found: Iterable[int], expected: Iterable[int]) -> None:
     if list(found) != list(expected):
         raise UserError(
             f"{name} has shape {list(found)} in {weights.folder}, and {list(expected)} in the model its "

@@ -24,6 +24,7 @@ _WHAT_A_MODEL_IS = (
     "give a folder with config.json, *.safetensors and a tokenizer, a Hub id (owner/name; needs the network "
     "or a filled cache), or tiny-glm"
 )
+ALIGNMENT_BYTES = 64  # of what torch allocates on the CPU
 _N_SAMPLED = 256  # values of a tensor that go into the fingerprint, evenly spread
 
 
@@ -86,7 +87,32 @@ def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         if shows_progress:
             enable_progress_bar()
     model: Any = model.to(device=choose_device(base.device))
+    _align(model)
     return model.eval().requires_grad_(False), tokenizer
+
+
+def _align(model: torch.nn.Module) -> None:
+    """Move each tensor to where torch itself would have put it.
+
+    Tensors from safetensors lie where Python put their bytes, and matrix products differ in the last bits with
+    the alignment of their operands: one model would give two results, by the luck of its loading.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.data_ptr() % ALIGNMENT_BYTES:
+            tensor.data = tensor.data.clone()
+
+
+def load_tokenizer(base: BaseConfig) -> PreTrainedTokenizerBase:
+    """Load the base's tokenizer alone.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(resolve_model_path(base.model), revision=base.revision)
+    except Exception as error:  # OSError, ValueError: each library has its own
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot load the tokenizer of {base.model!r}: {first_line}") from error
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
@@ -114,7 +140,9 @@ def sampled_bytes(tensor: torch.Tensor) -> bytes:
 def fingerprint_of_samples(model: PreTrainedModel, samples: Mapping[str, bytes]) -> str:
     """The fingerprint of a model by its config and the `sampled_bytes` of each tensor of its state dict."""
     config = {key: value for key, value in model.config.to_dict().items() if key not in _LOADING_KEYS}
-    digest = hashlib.sha256(sha256_json(json.loads(json.dumps(config, default=str), parse_constant=str)).encode())
+    digest = hashlib.sha256(
+        sha256_json(json.loads(json.dumps(config, default=str), parse_constant=str)).encode()
+    )
     for name in sorted(samples):
         digest.update(f"{name} ".encode() + samples[name])
     return digest.hexdigest()

@@ -7,7 +7,7 @@ those of the whole model in memory.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_recipes.artefact import UserError
 from finetune.checkpoint_names import model_type
-from finetune.hidden_states import (
-    HiddenStates,
-    LayerState,
-    kept_hidden_states,
-    map_tensors,
-    tensors_of,
-)
+from finetune.hidden_states import HiddenStates, kept_hidden_states, map_tensors, tensors_of
 from finetune.layer_weights import LayerWeights, drop_part, load_part, part_bytes, stored_bytes
 from finetune.model import fingerprint_of_samples
 from finetune.moe import moe_layers
@@ -34,12 +28,12 @@ from finetune.processes import say
 Batch = Mapping[str, torch.Tensor]  # arguments of the decoder's forward: input_ids, attention_mask
 
 
-class _Reached(Exception):  # noqa: N818: it ends a forward where nothing more is wanted of it
-    """Carries the state behind the layer that was wanted."""
+class _Reached(Exception):
+    """Ends a forward where nothing more is wanted of it; carries what the layer returned."""
 
-    def __init__(self, state: LayerState) -> None:
+    def __init__(self, output: Any) -> None:
         super().__init__()
-        self.state = state
+        self.output = output
 
 
 def run_layer_by_layer(
@@ -68,7 +62,9 @@ def run_layer_by_layer(
             if number == 0:
                 _say_read_rate(weights, time.perf_counter() - started)
             if number > 0:
-                _require_carried(weights, number, hidden.get(0, weights.device), batches[0])
+                _require_carried(
+                    weights, number, hidden.get(0, weights.device), _on(weights.device, batches[0])
+                )
             for batch, inputs in enumerate(batches):
                 if number in positions:
                     expect(positions[number], batch)
@@ -84,36 +80,26 @@ def run_layer_by_layer(
     return _fingerprint(weights, n_layers)
 
 
-def largest_part_bytes(weights: LayerWeights) -> int:
+def largest_layer_bytes(weights: LayerWeights) -> int:
     """Bytes in memory of the largest decoder layer."""
     return max(part_bytes(weights, number) for number in range(len(weights.layers)))
 
 
-def _forward_one_layer(
-    weights: LayerWeights, number: int, before: LayerState | None, inputs: Batch
-) -> LayerState:
-    """State behind layer `number` for a batch, from the state before it (None in front of layer 0)."""
-    layer = weights.layers[number]
-    run = layer.forward
-    carried = before.left if before else {}
+def _forward_one_layer(weights: LayerWeights, number: int, before: Any, inputs: Batch) -> Any:
+    """What layer `number` returns for a batch, from what the layer before it did (None in front of layer 0)."""
+    run = weights.layers[number].forward
 
     def wanted(*arguments: Any, **named: Any) -> None:
-        mappings = {name: value for name, value in named.items() if hasattr(value, "update")}
+        mappings = {name: value for name, value in named.items() if isinstance(value, MutableMapping)}
         contents = {name: dict(value) for name, value in mappings.items()}
         output = run(*arguments, **named)
-        changed = [name for name in mappings if _differ(contents[name], dict(mappings[name]))]
-        raise _Reached(
-            LayerState(output, {name: dict(mappings[name]) for name in {*carried, *changed}})
-        )
-
-    def replay(_number: int, *_: Any, **named: Any) -> Any:
-        assert before is not None
-        for name, content in before.left.items():
-            named[name].update(content)
-        return before.output
+        for name, value in mappings.items():
+            if value.keys() != contents[name].keys() or any(value[k] is not contents[name][k] for k in value):
+                raise _refused(weights, f"its layer {number} leaves something for later ones in {name}")
+        raise _Reached(output)
 
     blank = _blank_embedding(weights, inputs["input_ids"])
-    return _run_to(weights, number, replay, wanted, inputs, blank)
+    return _run_to(weights, number, lambda *_, **__: before, wanted, inputs, blank)
 
 
 def _run_to(
@@ -123,7 +109,7 @@ def _run_to(
     wanted: Callable[..., Any],
     inputs: Batch,
     blank_BTD: torch.Tensor,
-) -> LayerState:
+) -> Any:
     """The model's own forward with `replay(j, ...)` as layer j < number and `wanted` as layer `number`.
 
     Behind layer 0 the embedding is gone and gives `blank_BTD`.
@@ -138,10 +124,14 @@ def _run_to(
         with _forwards_replaced(forwards):
             weights.model.base_model(**inputs, use_cache=False)
     except _Reached as reached:
-        return reached.state
-    raise UserError(
-        f"{model_type(weights.model)}: its forward does not come to decoder layer {number}, so it cannot be run "
-        "layer by layer: set profile.offload=false"
+        return reached.output
+    raise _refused(weights, f"its forward does not come to layer {number}")
+
+
+def _refused(weights: LayerWeights, reason: str) -> UserError:
+    return UserError(
+        f"{model_type(weights.model)} cannot be run layer by layer: {reason}; set profile.offload=false, on a "
+        "machine that holds the model"
     )
 
 
@@ -178,8 +168,8 @@ class _Follow(TorchDispatchMode):
         return result
 
 
-def _require_carried(weights: LayerWeights, number: int, before: LayerState, inputs: Batch) -> None:
-    """Check that layer `number` gets nothing of earlier layers but what the last of them returned or left.
+def _require_carried(weights: LayerWeights, number: int, before: Any, inputs: Batch) -> None:
+    """Check that layer `number` gets nothing of earlier layers but what the last of them returned.
 
     The forward runs up to the layer without running any: each earlier one gives empty tensors of its own, and
     so does the embedding. What is computed from those is followed, and may not be among the arguments.
@@ -187,36 +177,27 @@ def _require_carried(weights: LayerWeights, number: int, before: LayerState, inp
     Raises:
         UserError: it is.
     """
-    outputs = [map_tensors(_empty_like, before.output) for _ in range(number)]
-    left = map_tensors(_empty_like, before.left)
-    kept = {id(tensor) for tensor in tensors_of((outputs[-1], left))}
+    outputs = [map_tensors(_empty_like, before) for _ in range(number)]
+    kept = {id(tensor) for tensor in tensors_of(outputs[-1])}
     blank = _blank_embedding(weights, inputs["input_ids"])
 
     def wanted(*arguments: Any, **named: Any) -> None:
-        lost = [tensor for tensor in tensors_of((arguments, named)) if id(tensor) in follow.followed.keys() - kept]
-        if lost:
-            raise UserError(
-                f"{model_type(weights.model)} cannot be run layer by layer: its layer {number} gets {len(lost)} "
-                f"tensor(s), the first of shape {tuple(lost[0].shape)}, made from earlier layers or from the "
-                "embedding, which are not kept: set profile.offload=false, on a machine that holds the model"
+        lost = follow.followed.keys() - kept
+        shapes = [tuple(tensor.shape) for tensor in tensors_of((arguments, named)) if id(tensor) in lost]
+        if shapes:
+            raise _refused(
+                weights,
+                f"its layer {number} gets {len(shapes)} tensor(s), the first of shape {shapes[0]}, made from "
+                "earlier layers or from the embedding, which are not kept",
             )
         raise _Reached(before)
 
-    def replay(layer: int, *_: Any, **named: Any) -> Any:
-        for name, content in left.items():
-            named[name].update(content)
-        return outputs[layer]
-
-    with _Follow(tensors_of((outputs, left, blank))) as follow:
-        _run_to(weights, number, replay, wanted, _on(weights.device, inputs), blank)
+    with _Follow(tensors_of((outputs, blank))) as follow:
+        _run_to(weights, number, lambda earlier, *_, **__: outputs[earlier], wanted, inputs, blank)
 
 
 def _empty_like(tensor: torch.Tensor) -> torch.Tensor:
     return torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
-
-
-def _differ(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> bool:
-    return old.keys() != new.keys() or any(old[name] is not new[name] for name in old)
 
 
 def _on(device: torch.device, inputs: Batch) -> Batch:
@@ -248,7 +229,7 @@ def _say_read_rate(weights: LayerWeights, read_s: float) -> None:
     say(
         f"offload   {total / 1e9:.3g} GB to read once; the first {n_read / 1e9:.3g} GB came at "
         f"{rate / 1e9:.2g} GB/s, so reading takes about {total / rate / 60:.1f} minutes; largest layer "
-        f"{largest_part_bytes(weights) / 1e9:.3g} GB in memory"
+        f"{largest_layer_bytes(weights) / 1e9:.3g} GB in memory"
     )
 
 

@@ -1,7 +1,7 @@
 """Keep what a decoder layer returned for each batch until the next layer is there: in memory, or in files.
 
-Writes one file a batch into the folder it is given and removes them at the end; reads them again. What a layer
-returns is its hidden states, and in some families more beside them: the tokens that GLM's indexer chose.
+Writes one file a batch into the folder it is given, reads it again, and removes them at the end. What a layer
+returns is its hidden states, in some families with more beside them: the tokens that GLM's indexer chose.
 """
 
 import shutil

@@ -332,7 +332,7 @@ def _read(
     found = torch.empty(shape, dtype=DTYPES[place.dtype])
     with (weights.folder / place.file).open("rb") as file:
         file.seek(place.start + first * (found.nbytes // n_rows if n_rows else 0))
-        n_read = file.readinto(found.view(-1).view(torch.uint8).numpy()) if found.numel() else 0
+        n_read = file.readinto(found.view(-1).view(torch.uint8).numpy().data) if found.numel() else 0
     if n_read != found.nbytes:
         raise UserError(f"{weights.folder / place.file} is truncated at {name}: copy it again")
     weights.n_read_bytes[part] += n_read

@@ -94,8 +94,8 @@ def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
 def _align(model: torch.nn.Module) -> None:
     """Move each tensor to where torch itself would have put it.
 
-    Tensors from safetensors lie where Python put their bytes, and matrix products differ in the last bits with
-    the alignment of their operands: one model would give two results, by the luck of its loading.
+    Those from safetensors lie where Python put their bytes, and the last bits of a matrix product depend on
+    the alignment of its operands: one model would give two results, by the luck of its loading.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.data_ptr() % ALIGNMENT_BYTES:

@@ -23,6 +23,7 @@ from finetune.hidden_states import HiddenStates, kept_hidden_states, map_tensors
 from finetune.layer_weights import LayerWeights, drop_part, load_part, part_bytes, stored_bytes
 from finetune.model import fingerprint_of_samples
 from finetune.moe import moe_layers
+from finetune.planner import MEMORY_FACTOR, free_memory_bytes
 from finetune.processes import say
 
 Batch = Mapping[str, torch.Tensor]  # arguments of the decoder's forward: input_ids, attention_mask
@@ -53,14 +54,15 @@ def run_layer_by_layer(
     """
     positions = {layer.index: position for position, layer in enumerate(moe_layers(weights.model))}
     n_layers = max(positions) + 1
+    free_bytes = free_memory_bytes(weights.device)
+    _require_memory(weights, free_bytes, 0)
     started = time.perf_counter()
     with kept_hidden_states(len(batches), folder) as hidden, torch.inference_mode():
         for part in ("outside", "embedding"):
             load_part(weights, part)
         for number in range(n_layers):
             load_part(weights, number)
-            if number == 0:
-                _say_read_rate(weights, time.perf_counter() - started)
+            read_s = time.perf_counter() - started
             if number > 0:
                 _require_carried(
                     weights, number, hidden.get(0, weights.device), _on(weights.device, batches[0])
@@ -72,7 +74,7 @@ def run_layer_by_layer(
                 after = _forward_one_layer(weights, number, before, _on(weights.device, inputs))
                 hidden.put(batch, after)
                 if number == batch == 0:
-                    _check_space(hidden, batches)
+                    _check_needs(weights, hidden, batches, free_bytes, read_s)
             drop_part(weights, number)
             if number == 0:
                 drop_part(weights, "embedding")
@@ -86,7 +88,7 @@ def largest_layer_bytes(weights: LayerWeights) -> int:
 
 
 def _forward_one_layer(weights: LayerWeights, number: int, before: Any, inputs: Batch) -> Any:
-    """What layer `number` returns for a batch, from what the layer before it did (None in front of layer 0)."""
+    """What layer `number` returns for a batch; `before` is what the layer before it did, None at layer 0."""
     run = weights.layers[number].forward
 
     def wanted(*arguments: Any, **named: Any) -> None:
@@ -130,8 +132,8 @@ def _run_to(
 
 def _refused(weights: LayerWeights, reason: str) -> UserError:
     return UserError(
-        f"{model_type(weights.model)} cannot be run layer by layer: {reason}; set profile.offload=false, on a "
-        "machine that holds the model"
+        f"{model_type(weights.model)} cannot be run layer by layer: {reason}; set profile.offload=false, on "
+        "a machine that holds the model"
     )
 
 
@@ -204,10 +206,42 @@ def _on(device: torch.device, inputs: Batch) -> Batch:
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
-def _check_space(hidden: HiddenStates, batches: Sequence[Batch]) -> None:
-    """From the first batch's state, whether all batches' fit on the disk."""
+def _check_needs(
+    weights: LayerWeights, hidden: HiddenStates, batches: Sequence[Batch], free_bytes: int, read_s: float
+) -> None:
+    """After the first batch of layer 0: say what the pass needs, and stop if that is not there."""
     n_tokens = [batch["input_ids"].numel() for batch in batches]
-    hidden.check_space(hidden.n_bytes[0] * sum(n_tokens[1:]) // n_tokens[0])
+    hidden_bytes = hidden.n_bytes[0] * sum(n_tokens) // n_tokens[0]
+    n_read = sum(weights.n_read_bytes.values())
+    total = sum(stored_bytes(weights, part) for part in weights.parts)
+    layer_gb = largest_layer_bytes(weights) / 1e9
+    place = "in memory" if hidden.folder is None else f"in {hidden.folder}"
+    say(
+        f"offload   {total / 1e9:.3g} GB to read once, about {total / n_read * read_s / 60:.1f} minutes at the "
+        f"rate of the first {n_read / 1e9:.3g} GB; {MEMORY_FACTOR} x {layer_gb:.3g} GB of memory for the largest "
+        f"layer; hidden states of {hidden_bytes / 1e9:.3g} GB {place}"
+    )
+    hidden.check_space(hidden_bytes - hidden.n_bytes[0])
+    _require_memory(weights, free_bytes, hidden_bytes if hidden.folder is None else 0)
+
+
+def _require_memory(weights: LayerWeights, free_bytes: int, hidden_bytes: int) -> None:
+    """Refuse what the free memory does not hold.
+
+    Raises:
+        UserError: the largest layer, or it and the hidden states, are larger.
+    """
+    needed = MEMORY_FACTOR * largest_layer_bytes(weights) + hidden_bytes
+    if needed <= free_bytes:
+        return
+    dtype = str(weights.model.dtype).removeprefix("torch.")
+    way_out = "set profile.hidden_states=disk or lower profile.max_tokens"
+    if not hidden_bytes:
+        way_out = "take a machine with more" + (", or base.dtype=bfloat16" if dtype == "float32" else "")
+    raise UserError(
+        f"{MEMORY_FACTOR} x the largest layer in {dtype} and the hidden states ({hidden_bytes / 1e9:.3g} GB) "
+        f"need {needed / 1e9:.3g} GB of memory, {free_bytes / 1e9:.3g} GB are free: {way_out}"
+    )
 
 
 def _fingerprint(weights: LayerWeights, n_done: int) -> str:
@@ -220,17 +254,6 @@ def _fingerprint(weights: LayerWeights, n_done: int) -> str:
         if name not in samples:
             samples[name] = samples[source]
     return fingerprint_of_samples(weights.model, samples)
-
-
-def _say_read_rate(weights: LayerWeights, read_s: float) -> None:
-    n_read = sum(weights.n_read_bytes.values())
-    total = sum(stored_bytes(weights, part) for part in weights.parts)
-    rate = n_read / max(read_s, 1e-9)
-    say(
-        f"offload   {total / 1e9:.3g} GB to read once; the first {n_read / 1e9:.3g} GB came at "
-        f"{rate / 1e9:.2g} GB/s, so reading takes about {total / rate / 60:.1f} minutes; largest layer "
-        f"{largest_layer_bytes(weights) / 1e9:.3g} GB in memory"
-    )
 
 
 def _say_progress(n_done: int, n_layers: int, spent_s: float) -> None:

@@ -26,9 +26,9 @@ Written by `python -m finetune.planner > finetune/offload.md` from the sizes in 
 
 It has {parameters:.1f} B parameters without the layer of multi-token prediction, which is not read; a token
 passes {active:.1f} B of them, embedding and head left out. In bf16 one pass reads {disk:,.0f} GB, once; the
-largest layer takes {layer:.1f} GB. A token that waits between two layers takes {state:,} bytes: its hidden states, and the
-tokens that the indexer chose for it (in rows of {length_tokens}). Memory is {factor} x the largest layer + hidden
-states; with `profile.hidden_states=disk` the latter lie there.
+largest layer takes {layer:.1f} GB. A token that waits between two layers takes {state:,} bytes: its hidden
+states, and the tokens that the indexer chose for it (in rows of {length_tokens}). Memory is {factor} x the
+largest layer + hidden states; with `profile.hidden_states=disk` the latter lie there.
 
 | tokens | hidden states, GB | memory, GB | operations | {rates} |
 {line}|
@@ -98,11 +98,8 @@ def offload_needs(config: PreTrainedConfig, dtype: torch.dtype, length_tokens: i
 
 def glm_5_2() -> PreTrainedConfig:
     """GLM-5.2's config, by its published config.json; what it shares with GLM-5 is the class's default."""
-    return GlmMoeDsaConfig(
-        max_position_embeddings=1048576,
-        index_topk_freq=4,
-        index_skip_topk_offset=3,  # type: ignore[call-arg]
-    )
+    published = {"max_position_embeddings": 1048576, "index_topk_freq": 4, "index_skip_topk_offset": 3}
+    return GlmMoeDsaConfig(**published)  # type: ignore[arg-type]
 
 
 def free_memory_bytes(device: torch.device) -> int:

@@ -53,8 +53,8 @@ def uses_offload(base: BaseConfig, config: ProfileConfig, device: torch.device) 
     needed, free = n_values * getattr(torch, base.dtype).itemsize, free_memory_bytes(device)
     if needed > free:
         say(
-            f"offload   the base takes {needed / 1e9:.3g} GB in {base.dtype}, {free / 1e9:.3g} GB are free: it is "
-            "profiled layer by layer"
+            f"offload   the base takes {needed / 1e9:.3g} GB in {base.dtype}, {free / 1e9:.3g} GB are free: "
+            "it is profiled layer by layer"
         )
     return needed > free
 
@@ -104,8 +104,8 @@ def profile_rows_offloaded(
     """
     if config.stable_jaccard is not None:
         raise UserError(
-            f"profile.stable_jaccard={config.stable_jaccard} stops between batches, but by offload all batches "
-            "pass a layer before the next is read: set profile.stable_jaccard=null and profile.max_tokens"
+            f"profile.stable_jaccard={config.stable_jaccard} stops between batches, but an offloaded base takes "
+            "all of them through a layer first: set profile.stable_jaccard=null and profile.max_tokens"
         )
     layers = profiled_layers(weights.model)
     shape_LE = (len(layers), layers[0].n_experts)

@@ -20,7 +20,7 @@ from finetune.hidden_states import HiddenStates
 from finetune.layer_weights import LayerWeights, load_part, open_weights
 from finetune.model import load_model, load_tokenizer, model_fingerprint
 from finetune.moe import moe_layers
-from finetune.offload import run_layer_by_layer
+from finetune.offload import largest_layer_bytes, run_layer_by_layer
 from finetune.planner import free_memory_bytes, glm_5_2, offload_needs, offload_text
 from finetune.profile_offload import profile_rows_offloaded, uses_offload
 from finetune.router_recorder import RouterRecorder
@@ -252,6 +252,22 @@ def test_a_disk_too_small_for_the_hidden_states_is_seen_after_the_first_batch(
     with pytest.raises(UserError, match=r"hidden states need .* GB more .*profile\.max_tokens"):
         counted_by_offload(open_weights(base, CPU), padded_batches(), tmp_path / "hidden")
     assert not (tmp_path / "hidden").exists()
+
+
+def test_a_layer_or_hidden_states_that_do_not_fit_into_memory_are_refused(
+    base: BaseConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    weights = open_weights(base, CPU)
+    layer_bytes = largest_layer_bytes(weights)
+    monkeypatch.setattr("finetune.offload.free_memory_bytes", lambda _: layer_bytes)
+    with pytest.raises(UserError, match=r"largest layer in float32 .* are free: take a machine .*bfloat16"):
+        counted_by_offload(weights, padded_batches())
+    assert weights.n_read_bytes == {}, "seen before anything is read"
+    monkeypatch.setattr("finetune.offload.free_memory_bytes", lambda _: 1.31 * layer_bytes)
+    with pytest.raises(UserError, match=r"hidden states \(.* GB\) need .*profile\.hidden_states=disk"):
+        counted_by_offload(weights, padded_batches(20))
+    counted_by_offload(weights, padded_batches(20), tmp_path / "hidden")
+    assert "GB to read once, about" in capsys.readouterr().out
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:

@@ -61,10 +61,11 @@ class ProfileConfig:
     # Read the base layer by layer, once for all rows; "auto": when its folder is larger than free memory.
     offload: Literal["auto", "true", "false"] = "auto"
     hidden_states: Literal["memory", "disk"] = "memory"  # of an offloaded base, between two layers
+    n_threads: int | None = None  # CPU threads of a process; the last bits of the gate mass depend on it
 
     def problems(self) -> list[str]:
         """Values no run can use, as "key: reason"."""
-        names = ("max_tokens", "batch_size", "check_tokens", "shuffle_rows", "n_processes")
+        names = ("max_tokens", "batch_size", "check_tokens", "shuffle_rows", "n_processes", "n_threads")
         wrong = out_of_range({name: getattr(self, name) for name in names})
         wrong += out_of_range({"replicates": self.replicates}, minimum=0)
         shares = {"stable_jaccard": self.stable_jaccard, "stable_share": self.stable_share}

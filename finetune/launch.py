@@ -31,23 +31,27 @@ def run_in_processes(stage: str, config: RunConfig) -> None:
     write_json(written, settings_dict(config))
     n_processes = getattr(config, stage).n_processes
     line = [sys.executable, "-m", "finetune.launch", stage, str(n_processes), "--config", str(written)]
-    finished = subprocess.run(line, env=stage_environment(config))
+    finished = subprocess.run(line, env=stage_environment(stage, config))
     if finished.returncode != 0:
         raise UserError(f"{stage} stopped in one of its processes; the message stands above")
 
 
-def stage_environment(config: RunConfig) -> dict[str, str]:
+def stage_environment(stage: str, config: RunConfig) -> dict[str, str]:
     """This process's environment, with Accelerate told to stay on the CPU when that is where the run is.
 
-    Without ACCELERATE_USE_CPU, two CPU processes are two copies that never talk.
+    Without ACCELERATE_USE_CPU, two CPU processes are two copies that never talk. A profile is to be that of
+    one process to the bit, and the last bits depend on the number of threads: each process takes as many as
+    this one, and waits for its turn instead of spinning.
     """
-    if config.base.device == "auto":
-        import torch
+    import torch
 
-        on_cpu = not torch.accelerator.is_available()
-    else:
-        on_cpu = config.base.device.startswith("cpu")
-    return {**os.environ, "ACCELERATE_USE_CPU": "true"} if on_cpu else dict(os.environ)
+    environment = dict(os.environ)
+    device = config.base.device
+    if device.startswith("cpu") or (device == "auto" and not torch.accelerator.is_available()):
+        environment["ACCELERATE_USE_CPU"] = "true"
+    if stage == "profile":
+        environment |= {"OMP_NUM_THREADS": str(torch.get_num_threads()), "OMP_WAIT_POLICY": "PASSIVE"}
+    return environment
 
 
 def main(argv: Sequence[str] | None = None) -> int:

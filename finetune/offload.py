@@ -216,10 +216,11 @@ def _check_needs(
     total = sum(stored_bytes(weights, part) for part in weights.parts)
     layer_gb = largest_layer_bytes(weights) / 1e9
     place = "in memory" if hidden.folder is None else f"in {hidden.folder}"
+    minutes = total / n_read * read_s / 60
     say(
-        f"offload   {total / 1e9:.3g} GB to read once, about {total / n_read * read_s / 60:.1f} minutes at the "
-        f"rate of the first {n_read / 1e9:.3g} GB; {MEMORY_FACTOR} x {layer_gb:.3g} GB of memory for the largest "
-        f"layer; hidden states of {hidden_bytes / 1e9:.3g} GB {place}"
+        f"offload   {total / 1e9:.3g} GB to read once, about {minutes:.1f} minutes at the rate of the first "
+        f"{n_read / 1e9:.3g} GB; {MEMORY_FACTOR} x {layer_gb:.3g} GB of memory for the largest layer; "
+        f"hidden states of {hidden_bytes / 1e9:.3g} GB {place}"
     )
     hidden.check_space(hidden_bytes - hidden.n_bytes[0])
     _require_memory(weights, free_bytes, hidden_bytes if hidden.folder is None else 0)

@@ -104,8 +104,8 @@ def profile_rows_offloaded(
     """
     if config.stable_jaccard is not None:
         raise UserError(
-            f"profile.stable_jaccard={config.stable_jaccard} stops between batches, but an offloaded base takes "
-            "all of them through a layer first: set profile.stable_jaccard=null and profile.max_tokens"
+            f"profile.stable_jaccard={config.stable_jaccard} stops between batches, but an offloaded base "
+            "takes all of them through a layer first: set profile.stable_jaccard=null and profile.max_tokens"
         )
     layers = profiled_layers(weights.model)
     shape_LE = (len(layers), layers[0].n_experts)

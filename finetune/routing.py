@@ -237,6 +237,15 @@ def profile_stage(config: RunConfig) -> Path:
     Raises:
         UserError: no dataset, no base, a base without experts, or as `profile_rows`.
     """
+    n_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(config.profile.n_threads or n_threads)
+        return _profile_run(config)
+    finally:
+        torch.set_num_threads(n_threads)  # the stages that follow have their own
+
+
+def _profile_run(config: RunConfig) -> Path:
     options = config.profile
     accelerator = start_accelerator(options.n_processes, config.base.device, stage="profile")
     output = Path(config.output)

@@ -5,15 +5,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
+from tiny_families import FAMILIES, build_tiny_family
 
 from data_recipes.artefact import UserError, read_artefact, write_artefact
 from finetune.calibration import encode_row
 from finetune.config import BaseConfig, DataConfig, ProfileConfig, RunConfig, TrainConfig
+from finetune.model import model_fingerprint, tokenizer_fingerprint
 from finetune.moe import moe_layers
-from finetune.profile import MASS_UNIT
+from finetune.profile import MASS_UNIT, Profile, read_profile
+from finetune.replicates import jaccard, row_weights, top_sets
 from finetune.router_recorder import RouterRecorder
 from finetune.routing import main, profile_rows, profile_stage
 
@@ -104,16 +108,17 @@ def test_padding_on_either_side_does_not_change_the_counts(model, side: str) -> 
     assert torch.allclose(batched.mass_LE.double(), summed_LE.double(), rtol=1e-5)
 
 
-def test_a_token_mask_splits_the_counts_exactly(model) -> None:
+def test_slots_split_the_counts_exactly(model) -> None:
     ids_BT, attention_BT = padded(token_rows(), "right")
-    first_BT = torch.arange(ids_BT.shape[1]).expand_as(ids_BT) < 4
-    first, rest = (
-        record(model, ids_BT, attention_BT, first_BT),
-        record(model, ids_BT, attention_BT, ~first_BT),
-    )
+    slot_BT = (torch.arange(ids_BT.shape[1]).expand_as(ids_BT) < 4).long()
+    sums: dict[int, torch.Tensor] = {}
+    recorder = RouterRecorder(moe_layers(model), sums.__setitem__)
+    with recorder, torch.inference_mode():
+        recorder.expect(attention_BT, slot_BT, 2)
+        model(input_ids=ids_BT, attention_mask=attention_BT)
     whole = record(model, ids_BT, attention_BT)
-    assert first.n_tokens == 4 * len(LENGTHS)
-    assert torch.equal(first.counts_LE + rest.counts_LE, whole.counts_LE)
+    assert sums[0][0, 1].sum() == 2 * 4 * len(LENGTHS), "four tokens of each row, two experts each"
+    assert torch.equal(torch.stack([sums[0][0].sum(0), sums[1][0].sum(0)]), whole.counts_LE)
 
 
 def test_recording_changes_no_number_and_leaves_no_hook(model) -> None:
@@ -156,69 +161,151 @@ def test_a_mask_serves_one_forward_only(model) -> None:
             model(input_ids=ids_BT, attention_mask=attention_BT)
 
 
-def test_the_profile_does_not_depend_on_the_batch_size(model, tiny_tokenizer) -> None:
-    one, four = (
-        profile_rows(model, tiny_tokenizer, ROWS_BY_GROUP, ProfileConfig(batch_size=size)) for size in (1, 4)
-    )
-    assert (one["layers"], one["n_experts"], one["top_k"], one["router"]) == (
-        [1, 2],
-        8,
-        2,
-        "GlmMoeDsaTopkRouter",
-    )
-    assert one["parameters_per_rank"] == [(32 + 32) + (16 + 32)] * 2
-    assert list(one["groups"]) == ["en", "ta"]
-    for name, role in (("ta", "target"), ("en", "general")):
-        group = one["groups"][name]
-        n_tokens = sum(len(encode_row(tiny_tokenizer, row, "all").ids) for row in ROWS_BY_GROUP[name])
-        assert (group["role"], group["n_rows"], group["n_tokens"]) == (
-            role,
-            len(ROWS_BY_GROUP[name]),
-            n_tokens,
-        )
-        assert group["counts"] == four["groups"][name]["counts"]
-        assert torch.allclose(
-            torch.tensor(group["gate_mass"]), torch.tensor(four["groups"][name]["gate_mass"])
-        )
+def profile(model, tokenizer, seed: int = 0, rows=ROWS_BY_GROUP, **options: Any) -> Profile:
+    return profile_rows(model, tokenizer, rows, ProfileConfig(**options), seed)
 
 
-def test_prompt_and_answer_tokens_add_up_to_all(model, tiny_tokenizer) -> None:
-    kinds = {
-        kind: profile_rows(model, tiny_tokenizer, ROWS_BY_GROUP, ProfileConfig(kinds=kind))["groups"]["ta"]
-        for kind in ("prompt", "answer", "all")
+def n_tokens_of(tokenizer, language: str) -> int:
+    return sum(len(encode_row(tokenizer, row).ids) for row in ROWS_BY_GROUP[language])
+
+
+def same_arrays(first: Profile, second: Profile) -> bool:
+    """Whether cells, counts, mass and replicates are equal to the last bit."""
+    return (
+        first.cells == second.cells
+        and np.array_equal(first.counts_CLE, second.counts_CLE)
+        and np.array_equal(first.mass_CLE, second.mass_CLE)
+        and all(
+            np.array_equal(found[language], other[language])
+            for found, other in (
+                (first.replicate_counts, second.replicate_counts),
+                (first.replicate_mass, second.replicate_mass),
+            )
+            for language in first.head["roles"]
+        )
+    )
+
+
+def test_the_head_says_what_was_counted(model, tiny_tokenizer) -> None:
+    found = profile(model, tiny_tokenizer)
+    facts = {
+        "layers": [1, 2],
+        "n_experts": 8,
+        "top_k": 2,
+        "router": "GlmMoeDsaTopkRouter",
+        "parameters_per_rank": [(32 + 32) + (16 + 32)] * 2,
+        "expert_bytes": [4 * (32 * 32 + 16 * 32)] * 2,
+        "model_fingerprint": model_fingerprint(model),
+        "tokenizer_fingerprint": tokenizer_fingerprint(tiny_tokenizer),
+        "dtype": "float32",
+        "roles": {"ta": "target", "en": "general"},
+        "n_rows": {"ta": 7, "en": 5},
+        "n_tokens": {language: n_tokens_of(tiny_tokenizer, language) for language in ("ta", "en")},
+        "unseen_layers": [],
+        "shards": [],
     }
-    n_answer_bytes = sum(len(row["messages"][1]["content"].encode()) + 1 for row in ROWS_BY_GROUP["ta"])
-    assert kinds["answer"]["n_tokens"] == n_answer_bytes, "the answer's bytes and its stop token"
-    summed = torch.tensor(kinds["prompt"]["counts"]) + torch.tensor(kinds["answer"]["counts"])
-    assert summed.tolist() == kinds["all"]["counts"]
+    assert {name: found.head[name] for name in facts} == facts
+    assert found.languages("target") == ["ta"]
+    assert found.counts(["ta"]).sum(axis=1).tolist() == [2 * facts["n_tokens"]["ta"]] * 2
+    assert found.gate_mass(["en"]).sum(axis=1).tolist() == pytest.approx([facts["n_tokens"]["en"]] * 2)
+
+
+def test_the_counts_do_not_depend_on_the_batch_size(model, tiny_tokenizer) -> None:
+    one, four = (profile(model, tiny_tokenizer, batch_size=size) for size in (1, 4))
+    assert np.array_equal(one.counts_CLE, four.counts_CLE)
+    assert np.array_equal(one.replicate_counts["ta"], four.replicate_counts["ta"])
+    assert np.allclose(one.mass_CLE, four.mass_CLE, rtol=1e-5)
+
+
+def test_prompt_and_answer_are_kept_apart_and_the_replicates_count_one_kind(model, tiny_tokenizer) -> None:
+    whole, answer = (profile(model, tiny_tokenizer, kinds=kinds) for kinds in ("all", "answer"))
+    assert np.array_equal(whole.counts_CLE, answer.counts_CLE), "the cells count every kind"
+    n_answer = sum(len(row["messages"][1]["content"].encode()) + 1 for row in ROWS_BY_GROUP["ta"])
+    assert answer.head["n_tokens"]["ta"] == n_answer, "the answer's bytes and its stop token"
+    assert answer.counts(["ta"], "answer").sum(axis=1).tolist() == [2 * n_answer] * 2
+    parts = [whole.counts(["ta"], kinds) for kinds in ("prompt", "answer", "all")]
+    assert np.array_equal(parts[0] + parts[1], parts[2])
+    assert (answer.replicate_counts["ta"].sum() < whole.replicate_counts["ta"].sum()) and n_answer > 0
+
+
+def test_replicates_are_resamples_of_the_rows(model, tiny_tokenizer) -> None:
+    found = profile(model, tiny_tokenizer, batch_size=3, replicates=2000)
+    alone = [profile(model, tiny_tokenizer, rows={"ta": [row]}, replicates=0) for row in ROWS_BY_GROUP["ta"]]
+    ids = [encode_row(tiny_tokenizer, row).row_id for row in ROWS_BY_GROUP["ta"]]
+    rows_BLE = np.stack([one.counts(["ta"]) for one in alone])
+    expected_RLE = np.einsum("rb,ble->rle", row_weights(ids, 0, 2000), rows_BLE)
+    assert np.array_equal(found.replicate_counts["ta"], expected_RLE)
+    counts_LE = found.counts(["ta"])
+    # The mean of R draws of variance sum(row^2) lies within five of its standard errors.
+    error_LE = np.sqrt((rows_BLE**2).sum(axis=0) / 2000)
+    assert (np.abs(found.replicate_counts["ta"].mean(axis=0) - counts_LE) <= 5 * error_LE).all()
+    mass_LE = found.mass_CLE[[cell.language == "ta" for cell in found.cells]].sum(axis=0)
+    assert found.replicate_mass["ta"].mean(axis=0).sum() == pytest.approx(mass_LE.sum(), rel=0.1)
+
+
+def test_sources_are_kept_apart(model, tiny_tokenizer) -> None:
+    rows = [row | {"source": "ab"[i % 2]} for i, row in enumerate(ROWS_BY_GROUP["ta"])]
+    mixed = profile(model, tiny_tokenizer, rows={"ta": rows})
+    only_b = profile(model, tiny_tokenizer, rows={"ta": rows[1::2]})
+    assert sorted({cell.source for cell in mixed.cells}) == ["a", "b"]
+    assert np.array_equal(mixed.counts(["ta"], sources=["b"]), only_b.counts(["ta"]))
 
 
 def test_rows_are_read_up_to_the_token_budget_in_the_seeds_order(model, tiny_tokenizer) -> None:
-    lengths = [len(encode_row(tiny_tokenizer, row, "all").ids) for row in ROWS_BY_GROUP["ta"]]
-    config = ProfileConfig(max_tokens=sum(lengths) // 2)
-    few, again, other = (
-        profile_rows(model, tiny_tokenizer, ROWS_BY_GROUP, config, seed)["groups"]["ta"] for seed in (0, 0, 3)
+    lengths = [len(encode_row(tiny_tokenizer, row).ids) for row in ROWS_BY_GROUP["ta"]]
+    budget = sum(lengths) // 2
+    few, again, other = (profile(model, tiny_tokenizer, seed, max_tokens=budget) for seed in (0, 0, 3))
+    assert budget - max(lengths) < few.head["n_tokens"]["ta"] <= budget
+    assert few.head["stopped"]["ta"]["why"] == "max_tokens"
+    assert same_arrays(few, again) and not same_arrays(few, other)
+
+
+def test_a_language_ends_when_its_replicates_agree(model, tiny_tokenizer) -> None:
+    options: dict[str, Any] = {"check_tokens": 1, "replicates": 8, "stable_share": 0.5}
+    lengths = [len(row.ids) for row in (encode_row(tiny_tokenizer, row) for row in ROWS_BY_GROUP["ta"])]
+    whole = profile(model, tiny_tokenizer, **options)
+    ended = whole.head["stopped"]["ta"]
+    assert (ended["why"], ended["tokens"]) == ("rows", sum(lengths))
+    sets = top_sets(whole.counts(["ta"]), 0.5), top_sets(whole.replicate_counts["ta"], 0.5)
+    assert ended["jaccard"] == pytest.approx(jaccard(sets[0][None], sets[1]).mean(), abs=1e-4)
+    # One row is its own multiple: each replicate that draws it agrees, the others have drawn nothing.
+    early = profile(model, tiny_tokenizer, stable_jaccard=0.01, **options)
+    assert (early.head["stopped"]["ta"]["why"], early.head["n_rows"]["ta"]) == ("stable", 1)
+    late = profile(model, tiny_tokenizer, stable_jaccard=1.0, **options)
+    assert late.head["n_rows"]["ta"] > 1
+
+
+def test_a_stream_gives_the_profile_of_its_rows(model, tiny_tokenizer) -> None:
+    rows = ROWS_BY_GROUP["ta"]
+    streamed = IterableDataset.from_generator(lambda: iter(rows))
+    assert same_arrays(
+        profile(model, tiny_tokenizer, rows={"ta": streamed}, batch_size=9),
+        profile(model, tiny_tokenizer, rows={"ta": iter(rows)}, batch_size=9),
     )
-    assert config.max_tokens - max(lengths) < few["n_tokens"] <= config.max_tokens
-    assert few == again
-    assert few["counts"] != other["counts"]
 
 
-def test_groups_that_cannot_be_profiled_are_named(model, tiny_tokenizer) -> None:
+def test_a_gpt_oss_is_profiled_too(tiny_tokenizer) -> None:
+    model = build_tiny_family(FAMILIES["gpt_oss"]._replace(overrides={"vocab_size": 262}))
+    found = profile(model, tiny_tokenizer)
+    assert found.counts(["ta"]).sum(axis=1).tolist() == [
+        found.head["top_k"] * n_tokens_of(tiny_tokenizer, "ta")
+    ] * len(found.layers)
+
+
+def test_languages_that_cannot_be_profiled_are_named(model, tiny_tokenizer) -> None:
     with pytest.raises(UserError, match="no rows to profile"):
-        profile_rows(model, tiny_tokenizer, {}, ProfileConfig())
-    with pytest.raises(UserError, match="'ta' has rows of role"):
-        profile_rows(model, tiny_tokenizer, {"ta": []}, ProfileConfig())
-    mixed = [chat("a", "b"), chat("a", "b", group="general")]
-    with pytest.raises(UserError, match="'general', 'target'"):
-        profile_rows(model, tiny_tokenizer, {"ta": mixed}, ProfileConfig())
+        profile(model, tiny_tokenizer, rows={})
+    with pytest.raises(UserError, match="'ta' has no rows"):
+        profile(model, tiny_tokenizer, rows={"ta": []})
+    question = {"messages": [{"role": "user", "content": "no answer here"}], "group": "target"}
+    with pytest.raises(UserError, match=r"'ta' has no token of kind 'answer'.*profile\.kinds=all"):
+        profile(model, tiny_tokenizer, rows={"ta": [question]}, kinds="answer")
 
 
-def test_kinds_need_a_template_that_marks_the_answer(tiny_tokenizer) -> None:
-    row = {"messages": [{"role": "user", "content": "no answer here"}]}
-    assert all(encode_row(tiny_tokenizer, row, "all").is_counted)
-    with pytest.raises(UserError, match=r"profile\.kinds=prompt.*\{% generation %\}"):
-        encode_row(tiny_tokenizer, row, "prompt")
+def test_a_layer_that_no_token_reaches_is_named(model, tiny_tokenizer, monkeypatch) -> None:
+    last = moe_layers(model)[-1].block
+    monkeypatch.setattr(last, "forward", torch.zeros_like)
+    assert profile(model, tiny_tokenizer).head["unseen_layers"] == [2]
 
 
 @pytest.fixture
@@ -245,13 +332,18 @@ def run_config(model, tiny_tokenizer, tmp_path: Path) -> RunConfig:
 
 def test_the_stage_reads_the_training_split_alone_and_writes_the_same_bytes_twice(run_config, capsys) -> None:
     path = profile_stage(run_config)
-    profile, first_bytes = read_artefact(path, "routing_profile"), path.read_bytes()
+    files = (path, path.with_suffix(".safetensors"))
+    found, first_bytes = read_profile(path), [file.read_bytes() for file in files]
     assert path == Path(run_config.output) / "profile.json"
-    assert set(profile["groups"]) == {"ta", "en"}
-    assert profile["inputs"]["dataset"] == "d" * 64
-    assert profile["inputs"]["model"] == profile["model_fingerprint"]
-    assert profile["inputs"]["tokenizer"] == profile["tokenizer_fingerprint"]
-    assert profile_stage(run_config).read_bytes() == first_bytes
+    assert found.languages() == ["en", "ta"]
+    assert read_artefact(path, "routing_profile")["inputs"] == {
+        "dataset": "d" * 64,
+        "model": found.head["model_fingerprint"],
+        "tokenizer": found.head["tokenizer_fingerprint"],
+    }
+    assert found.head["dataset"] == "d" * 64
+    profile_stage(run_config)
+    assert [file.read_bytes() for file in files] == first_bytes
     assert capsys.readouterr().out.count("profile   tokens: en ") == 2
 
 
@@ -266,7 +358,7 @@ def test_the_command_fills_the_stage_from_its_config_file(run_config, tmp_path: 
     }
     config_file.write_text(json.dumps(fields), encoding="utf-8")
     main(["--config", str(config_file), "profile.kinds=answer"])
-    assert read_artefact(Path(run_config.output) / "profile.json", "routing_profile")["kinds"] == "answer"
+    assert read_profile(Path(run_config.output) / "profile.json").head["kinds"] == "answer"
 
 
 def test_a_missing_or_broken_training_split_is_one_clear_error(run_config) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_recipes.artefact import UserError, write_artefact, write_json
 from finetune.config import RunConfig, load_run_config
@@ -60,6 +61,7 @@ class Pipeline:
         manifest = json.loads((Path(config.output) / "data" / "manifest.json").read_text())
         read = {"rows": manifest["content_hash"], "max_tokens": config.profile.max_tokens}
         write_json(Path(config.output) / "profile.json", read)
+        write_json(Path(config.output) / "profile.safetensors", read)
 
     def select(self, config: RunConfig) -> None:
         self.ran.append("select")
@@ -197,8 +199,18 @@ def test_run_refuses_to_be_one_of_several_processes(pipeline: Pipeline, monkeypa
 
 def test_a_cpu_run_tells_accelerate_so(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    assert stage_environment(pipeline.config("base.device=cpu"))["ACCELERATE_USE_CPU"] == "true"
-    assert "ACCELERATE_USE_CPU" not in stage_environment(pipeline.config("base.device=npu"))
+    assert stage_environment("train", pipeline.config("base.device=cpu"))["ACCELERATE_USE_CPU"] == "true"
+    assert "ACCELERATE_USE_CPU" not in stage_environment("train", pipeline.config("base.device=npu"))
+
+
+def test_the_processes_of_a_profile_take_the_threads_of_one(pipeline: Pipeline):
+    environment = stage_environment("profile", pipeline.config("base.device=cpu"))
+    assert environment["OMP_NUM_THREADS"] == str(torch.get_num_threads())
+
+
+def test_run_refuses_to_make_a_shard(pipeline: Pipeline):
+    with pytest.raises(UserError, match=r"profile\.shard=2/8: `run` needs a whole profile.*profile-merge"):
+        run(pipeline.config("profile.shard=2/8"), pipeline.functions())
 
 
 @pytest.mark.slow

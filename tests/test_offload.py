@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file, save_file
 from transformers import GlmMoeDsaConfig, GlmMoeDsaForCausalLM
 
-from data_recipes.artefact import UserError
+from data_recipes.artefact import UserError, write_artefact
 from finetune.config import BaseConfig, ProfileConfig, load_run_config
 from finetune.hidden_states import HiddenStates
 from finetune.layer_weights import LayerWeights, load_part, open_weights
@@ -24,7 +25,7 @@ from finetune.offload import largest_layer_bytes, run_layer_by_layer
 from finetune.planner import free_memory_bytes, glm_5_2, offload_needs, offload_text
 from finetune.profile_offload import profile_rows_offloaded, uses_offload
 from finetune.router_recorder import RouterRecorder
-from finetune.routing import profile_rows
+from finetune.routing import profile_rows, profile_stage
 from tests import offload_memory
 from tests.tiny_families import FAMILIES, build_tiny_family
 
@@ -152,7 +153,8 @@ def chat(question: str, answer: str) -> list[dict[str, str]]:
 @pytest.fixture
 def base(tiny_model_factory, tiny_tokenizer, tmp_path: Path) -> BaseConfig:
     """A tiny GLM in several shards."""
-    return saved(tiny_model_factory(), tiny_tokenizer, tmp_path / "base", max_shard_size="40KB")
+    model = tiny_model_factory(vocab_size=262)
+    return saved(model, tiny_tokenizer, tmp_path / "base", max_shard_size="40KB")
 
 
 def test_each_weight_is_read_once_for_all_batches_and_not_kept(base: BaseConfig) -> None:
@@ -296,6 +298,28 @@ def test_auto_offloads_what_is_larger_than_free_memory(
     assert not uses_offload(base, ProfileConfig(offload="false"), CPU)
 
 
+def test_the_stage_writes_the_same_profile_either_way(base: BaseConfig, tmp_path: Path) -> None:
+    rows = [
+        {"id": str(i), "messages": chat(f"{i}", "7" * i), "language": "ta", "group": "target", "source": "s"}
+        for i in range(1, 6)
+    ]
+    data = tmp_path / "run" / "data"
+    DatasetDict({"train": Dataset.from_list(rows)}).save_to_disk(data)
+    write_artefact(data / "manifest.json", "dataset_manifest", {}, {"content_hash": "d" * 64})
+    changes = [f"output={tmp_path / 'run'}", f"base.model={base.model}", "base.device=cpu"]
+    files = []
+    for offload in ("false", "true"):
+        own = [*changes, f"profile.offload={offload}", "profile.hidden_states=disk", "profile.batch_size=2"]
+        path = profile_stage(load_run_config(ROOT / "configs" / "runs" / "quickstart.yaml", own))
+        files.append((path.read_bytes(), path.with_suffix(".safetensors").read_bytes()))
+    assert files[0] == files[1]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "data",
+        "profile.json",
+        "profile.safetensors",
+    ]
+
+
 def test_the_options_are_read_from_the_command_line() -> None:
     changes = ["profile.offload=true", "profile.hidden_states=disk"]
     config = load_run_config(ROOT / "configs" / "runs" / "quickstart.yaml", changes)
@@ -318,7 +342,7 @@ def test_a_model_of_four_times_the_memory_counts_the_same_within_1_3_layers_and_
 ) -> None:
     config = GlmMoeDsaConfig(
         vocab_size=offload_memory.VOCABULARY, hidden_size=offload_memory.WIDTH, intermediate_size=1024,
-        moe_intermediate_size=512, num_hidden_layers=9, first_k_dense_replace=1, n_routed_experts=32,
+        moe_intermediate_size=512, num_hidden_layers=7, first_k_dense_replace=1, n_routed_experts=64,
         num_experts_per_tok=4, n_shared_experts=1, num_attention_heads=4, num_key_value_heads=4,
         q_lora_rank=128, kv_lora_rank=128, qk_rope_head_dim=32, qk_nope_head_dim=32, v_head_dim=64,
         index_n_heads=4, index_head_dim=64, index_topk=128, max_position_embeddings=512, pad_token_id=0,

@@ -14,7 +14,7 @@ from finetune.adapter import require_base
 from finetune.checkpoint_names import StoredAs, conversion_table, stored_as
 from finetune.config import BaseConfig
 from finetune.merged_checkpoint import DTYPES, OPERATIONS, Place, checkpoint_folder, read_places
-from finetune.model import fingerprint_of, load_model, model_fingerprint, sampled_positions
+from finetune.model import fingerprint_of, load_model, model_fingerprint, sample_bytes, sampled_positions
 
 
 def require_base_files(adapter: Path, saved: Mapping[str, Any], base: BaseConfig, model: Any) -> None:
@@ -37,18 +37,18 @@ def checkpoint_fingerprint(model: Any, folder: Path) -> str | None:
     """
     places, table = read_places(folder), conversion_table(model)
     tensors = model.state_dict()
-    samples: dict[str, torch.Tensor] = {}
+    samples: dict[str, bytes] = {}
     for names in _tied_names(model, list(tensors)):
         for name in names:
             stored = stored_as(table, name)
             found = _sample(folder, places, stored, tensors[name].shape)
             if found is not None:
-                samples |= dict.fromkeys(names, found.to(tensors[name].dtype))
+                sample = found.to(tensors[name].dtype)
+                samples |= dict.fromkeys(names, sample_bytes(tensors[name].shape, sample))
                 break
         else:
             return None
-    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-    return fingerprint_of(model.config, shapes, samples.__getitem__)
+    return fingerprint_of(model.config, samples)
 
 
 def _tied_names(model: Any, names: list[str]) -> Iterator[list[str]]:

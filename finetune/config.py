@@ -63,6 +63,9 @@ class ProfileConfig:
         None  # "2/8": profile the second of eight parts; `local-experts profile-merge` adds up
     )
     n_processes: int = 1  # expected processes; another count is an error
+    # Read the base layer by layer, once for all rows; "auto": when its folder is larger than free memory.
+    offload: Literal["auto", "true", "false"] = "auto"
+    hidden_states: Literal["memory", "disk"] = "memory"  # of an offloaded base, between two layers
     n_threads: int | None = None  # CPU threads of a process; the last bits of the gate mass depend on it
 
     def problems(self) -> list[str]:

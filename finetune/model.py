@@ -6,7 +6,7 @@ The only file that may name a kind of accelerator.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ _WHAT_A_MODEL_IS = (
     "give a folder with config.json, *.safetensors and a tokenizer, a Hub id (owner/name; needs the network "
     "or a filled cache), or tiny-glm"
 )
+ALIGNMENT_BYTES = 64  # of what torch allocates on the CPU
 _N_SAMPLED = 256  # values of a tensor that go into the fingerprint, evenly spread
 
 
@@ -110,7 +111,32 @@ def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         if shows_progress:
             enable_progress_bar()
     model: Any = model.to(device=choose_device(base.device))
+    _align(model)
     return model.eval().requires_grad_(False), tokenizer
+
+
+def _align(model: torch.nn.Module) -> None:
+    """Move each tensor to where torch itself would have put it.
+
+    Those from safetensors lie where Python put their bytes, and the last bits of a matrix product depend on
+    the alignment of its operands: one model would give two results, by the luck of its loading.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.data_ptr() % ALIGNMENT_BYTES:
+            tensor.data = tensor.data.clone()
+
+
+def load_tokenizer(base: BaseConfig) -> PreTrainedTokenizerBase:
+    """Load the base's tokenizer alone.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(resolve_model_path(base.model), revision=base.revision)
+    except Exception as error:  # OSError, ValueError: each library has its own
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot load the tokenizer of {base.model!r}: {first_line}") from error
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
@@ -119,18 +145,12 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     Adapters attached to the model, the device and the experts implementation do not change it. Values are
     compared in float32, so a bfloat16 checkpoint has one fingerprint in either dtype.
     """
-    tensors = {
-        name.replace(".base_layer", ""): tensor
+    samples = {
+        name.replace(".base_layer", ""): sampled_bytes(tensor)
         for name, tensor in model.state_dict().items()
         if "expert_lora." not in name and ".lora_" not in name
     }
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-    def sample_of(name: str) -> torch.Tensor:
-        flat = tensors[name].detach().flatten()
-        return flat[:: sampled_positions(len(flat)).step]
-
-    return fingerprint_of(model.config, shapes, sample_of)
+    return fingerprint_of(model.config, samples)
 
 
 def sampled_positions(n_values: int) -> range:
@@ -138,15 +158,25 @@ def sampled_positions(n_values: int) -> range:
     return range(0, n_values, max(1, n_values // _N_SAMPLED))
 
 
-def fingerprint_of(
-    config: Any, shapes: Mapping[str, tuple[int, ...]], sample_of: Callable[[str], torch.Tensor]
-) -> str:
-    """The fingerprint of a model with this config and these tensors; `sample_of` gives a tensor's sample."""
+def sampled_bytes(tensor: torch.Tensor) -> bytes:
+    """What a tensor adds to the fingerprint: its shape and evenly spread values."""
+    flat = tensor.detach().flatten()
+    return sample_bytes(tensor.shape, flat[:: sampled_positions(len(flat)).step])
+
+
+def sample_bytes(shape: torch.Size, sample: torch.Tensor) -> bytes:
+    """The same from the values at `sampled_positions` alone."""
+    return f"{tuple(shape)}".encode() + sample.to("cpu", torch.float32).numpy().tobytes()
+
+
+def fingerprint_of(config: Any, samples: Mapping[str, bytes]) -> str:
+    """The fingerprint of a model by its config and the `sampled_bytes` of each tensor of its state dict."""
     identity = {key: value for key, value in config.to_dict().items() if key not in _LOADING_KEYS}
-    digest = hashlib.sha256(sha256_json(json.loads(json.dumps(identity, default=str))).encode())
-    for name in sorted(shapes):
-        digest.update(f"{name} {shapes[name]}".encode())
-        digest.update(sample_of(name).to("cpu", torch.float32).numpy().tobytes())
+    # A config may hold infinity, which is no JSON.
+    plain = json.loads(json.dumps(identity, default=str), parse_constant=str)
+    digest = hashlib.sha256(sha256_json(plain).encode())
+    for name in sorted(samples):
+        digest.update(f"{name} ".encode() + samples[name])
     return digest.hexdigest()
 
 

@@ -27,7 +27,7 @@ from data_recipes.build import read_split
 from finetune import cli
 from finetune.calibration import CalibrationBatch, Row, collate, encoded_chunks, row_batches
 from finetune.config import ProfileConfig, RunConfig, config_from_arguments
-from finetune.model import load_model, model_fingerprint, tokenizer_fingerprint
+from finetune.model import choose_device, load_model, model_fingerprint, tokenizer_fingerprint
 from finetune.moe import MoeLayer, expert_bytes, moe_layers, parameters_per_rank
 from finetune.processes import say, start_accelerator, sum_over_processes
 from finetune.profile import Cell, Profile, profile_inputs, with_findings, write_profile
@@ -178,10 +178,14 @@ def profile_head(
     config: ProfileConfig,
     seed: int,
     dataset: str,
+    fingerprint: str | None = None,
 ) -> dict[str, Any]:
-    """What a profile says of the model, the data and how it counts, before any count."""
+    """What a profile says of the model, the data and how it counts, before any count.
+
+    `fingerprint` is the model's when its weights are not in memory to take it from.
+    """
     return {
-        "model_fingerprint": model_fingerprint(model),
+        "model_fingerprint": fingerprint or model_fingerprint(model),
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         "dataset": dataset,
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -252,10 +256,16 @@ def _profile_run(config: RunConfig) -> Path:
     output = Path(config.output)
     dataset = read_artefact(output / "data" / "manifest.json", "dataset_manifest")["content_hash"]
     rows = rows_by_language(read_split(output / "data", "train"))
-    model, tokenizer = load_model(config.base)
-    if options.n_processes > 1:
-        model.to(accelerator.device)  # type: ignore[arg-type]
-    profile = profile_rows(model, tokenizer, rows, options, config.seed, dataset, accelerator)
+    # Imported here: it counts with the functions of this file.
+    from finetune.profile_offload import profile_by_offload, uses_offload
+
+    device = accelerator.device if options.n_processes > 1 else choose_device(config.base.device)
+    if uses_offload(config.base, options, device):
+        profile = profile_by_offload(config, rows, dataset, device, accelerator)
+    else:
+        model, tokenizer = load_model(config.base)
+        model.to(device)  # type: ignore[arg-type]
+        profile = profile_rows(model, tokenizer, rows, options, config.seed, dataset, accelerator)
     path = output / "profile.json"
     if options.shard:
         path = output / f"profile.shard-{options.shard.replace('/', '-of-')}.json"

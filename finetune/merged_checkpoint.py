@@ -88,7 +88,8 @@ def read_places(folder: Path) -> dict[str, Place]:
             places[name] = place
     if not places:
         raise UserError(
-            f"{folder} has no *.safetensors files, and no other format is read: load the base and save it with save_pretrained"
+            f"{folder} has no *.safetensors files, and no other format is read: load the base and save it "
+            "with save_pretrained"
         )
     return places
 

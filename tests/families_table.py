@@ -60,7 +60,7 @@ HEAD = """| family | `model_type` | `base.model` | experts | router | shared exp
 NOTES = {
     "diffusion_gemma": "yes (text encoder; writes by diffusion)",
     "openai_privacy_filter": "yes (labels tokens, writes none)",
-    "zaya": "yes, but `profile` refuses it where a token skips its expert (the router then gives weight 0)",
+    "zaya": "yes (a token may skip a mixture: it then counts at no expert)",
 }
 
 

@@ -150,7 +150,7 @@ def _read_all(
     for language, rows in sorted(rows_by_language.items()):
         tally = LanguageTally(*shape_LE, config.replicates, config.kinds)
         for chunk in encoded_chunks(tokenizer, language, rows, config, seed):
-            tally.open_cells(row.source for row in chunk.rows)
+            tally.open_sources(row.source for row in chunk.rows)
             for batch_rows in row_batches(chunk.rows, config.batch_size):
                 if next(batch_numbers) % n_parts == index:
                     batches.append(LanguageBatch(tally, collate(batch_rows, seed, config.replicates)))

@@ -26,6 +26,7 @@ def made_up_profile(counts, targets, layers=None, replicates=None):
         "kinds": "answer",
         "roles": {name: "target" if name in targets else "general" for name in counts},
         "model_fingerprint": "made up",
+        "shards": [],
     }
     cells = [Cell(name, "made up", "answer") for name in counts]
     unit = round(1 / MASS_UNIT)

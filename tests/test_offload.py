@@ -205,14 +205,14 @@ def test_a_layer_that_leaves_something_in_an_argument_is_refused(tiny_tokenizer,
 def test_a_folder_without_safetensors_is_refused(base: BaseConfig) -> None:
     for file in Path(base.model).glob("*.safetensors*"):
         file.unlink()
-    with pytest.raises(UserError, match=r"no model\.safetensors and no .*index\.json: .*save_pretrained"):
+    with pytest.raises(UserError, match=r"has no \*\.safetensors files.*save_pretrained"):
         open_weights(base, CPU)
 
 
 def test_a_missing_shard_is_named(base: BaseConfig) -> None:
     shards = sorted(Path(base.model).glob("*.safetensors"))
     shards[1].unlink()
-    with pytest.raises(UserError, match=rf"lacks 1 of the {len(shards)} files.*{shards[1].name}: fetch"):
+    with pytest.raises(UserError, match=rf"names {shards[1].name}, which is not there: copy"):
         open_weights(base, CPU)
 
 

@@ -2,7 +2,7 @@
 
 Heat maps of experts by layer, the difference between target and general languages, how few experts carry how
 much, and which languages are routed alike. Everything can be read in grey: both colour scales get lighter
-throughout, so sign and size show without hue. The measures behind them are in `eval/routing_measures.py`.
+throughout, so sign and size show without hue. The measures behind them are in `eval/language_routing.py`.
 
 Legend: N languages, L MoE layers, E experts.
 """
@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 
 from data_recipes.artefact import UserError
 from eval.figures import BASE, GRID, INK, MUTED, STYLE, TUNED, language_name, legend_above, new_axes
-from eval.routing_measures import (
+from eval.language_routing import (
     average_linkage,
     carried_by_hottest,
     experts_of,
@@ -28,7 +28,7 @@ from eval.routing_measures import (
     resample_distance,
     routed_shares,
 )
-from finetune.profile import Kinds, Profile
+from finetune.profiling.profile import Kinds, Profile
 
 N_COLOURS = 15  # odd: zero has a colour of its own; below 16 a pixel takes half a byte in the page
 SHARES: Colormap = colormaps["cividis"].resampled(N_COLOURS)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data_recipes.artefact import UserError, read_artefact, sha256_file, write_json
-from finetune.adapter import (
+from finetune.adapters.adapter import (
     adapter_disabled,
     adapter_parameters,
     adapter_state,

@@ -18,6 +18,13 @@ from scipy.spatial.distance import squareform
 from data_recipes.artefact import UserError
 from data_recipes.languages import LANGUAGES
 from eval.figures import inline_svg
+from eval.language_routing import (
+    average_linkage,
+    carried_by_hottest,
+    language_similarity,
+    resample_distance,
+    routed_shares,
+)
 from eval.page import figures_of_languages, figures_of_roles
 from eval.report import MAX_PAGE_BYTES
 from eval.routing_figures import (
@@ -28,13 +35,6 @@ from eval.routing_figures import (
     difference_figure,
     routing_figure,
     similarity_figure,
-)
-from eval.routing_measures import (
-    average_linkage,
-    carried_by_hottest,
-    language_similarity,
-    resample_distance,
-    routed_shares,
 )
 
 # Two layers, four experts: decoder layers 4 and 9.

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from test_lora import token_batch
 
 from data_recipes.artefact import UserError, read_artefact, sha256_file, write_json
-from finetune.adapter import (
+from finetune.adapters.adapter import (
     active_adapter,
     adapter_disabled,
     adapter_names,

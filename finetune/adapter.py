@@ -186,10 +186,10 @@ def save_adapter(model: nn.Module, plan: Mapping[str, Any], config: LoraConfig, 
     """Write the active adapter as a folder that is whole or absent; returns the folder.
 
     Raises:
-        UserError: no adapter is active, or it has other options than `config`; no space is left; the folder
-            holds somebody's own files.
+        UserError: no adapter is active, or it has other options than `config`; no space is left; `folder`
+            holds anything but an adapter.
     """
-    with whole_folder(folder) as partial:
+    with whole_folder(folder, "expert_adapter") as partial:
         write_adapter_files(model, plan, config, partial)
     return Path(folder)
 

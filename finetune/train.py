@@ -257,7 +257,7 @@ def train_stage(config: RunConfig) -> Path:
 
     folder = output / "adapter"
     # Only the first process writes. Metrics grow inside the unfinished folder, which an error removes.
-    with whole_folder(folder) if accelerator.is_main_process else nullcontext() as partial:
+    with whole_folder(folder, "expert_adapter") if accelerator.is_main_process else nullcontext() as partial:
         metrics_path = partial / "metrics.jsonl" if partial else None
         result = train_rows(
             model,

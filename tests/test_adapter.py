@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data_recipes.artefact import UserError, read_artefact, sha256_file, write_json
+from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact, write_json
 from finetune.adapter import (
     adapter_disabled,
     adapter_parameters,
@@ -115,6 +115,16 @@ def test_a_folder_with_somebodys_files_is_not_replaced(tiny_model: Any, tmp_path
     with pytest.raises(UserError, match="did not write"):
         save_adapter(tiny_model, plan, CONFIG, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "draft"
+
+
+def test_only_an_adapter_gives_its_place_to_an_adapter(tiny_model: Any, tmp_path: Path) -> None:
+    plan = trained_adapter(tiny_model)
+    write_artefact(tmp_path / "data" / "manifest.json", "dataset_manifest", {}, {})
+    with pytest.raises(UserError, match="data holds files .* did not write as expert_adapter"):
+        save_adapter(tiny_model, plan, CONFIG, tmp_path / "data")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["manifest.json"]
+    for _ in range(2):
+        save_adapter(tiny_model, plan, CONFIG, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(

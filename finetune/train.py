@@ -33,8 +33,8 @@ from finetune.adapter import (
     attach,
     check_first_backward,
     record_routing,
-    write_adapter_files,
 )
+from finetune.adapter_folder import write_adapter_files
 from finetune.batches import (
     IGNORED_LABEL,
     Batch,

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tuned_bases import restamp
 
-from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact, write_json
+from data_recipes.artefact import UserError, read_artefact, write_artefact, write_json
 from finetune.adapter import (
     adapter_disabled,
     adapter_parameters,
@@ -96,13 +97,49 @@ def test_another_plan_than_the_trained_one_is_refused(tiny_model: Any, saved: Pa
         load_adapter(tiny_model, saved)
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("adapter_config.json", {"alpha": 9.0}, r"adapter_config\.json was changed after it was saved"),
+        ("adapter_config.json", {"alpha": float("nan")}, r"adapter_config\.json was changed after"),
+        ("adapter_config.json", {"rank": 5}, r"adapter_config\.json was changed after"),
+        ("adapter_config.json", {"rslora": True}, r"adapter_config\.json was changed after"),
+        ("adapter_config.json", {"inputs": {}}, r"adapter_config\.json was changed after"),
+        ("adapter_config.json", {"note": "mine"}, r"adapter_config\.json was changed after"),
+        (
+            "plan.json",
+            {"model_fingerprint": "0" * 64},
+            r"plan\.json is not the plan this adapter was trained",
+        ),
+    ],
+)
+def test_a_number_edited_after_saving_is_refused_by_the_file(
+    tiny_model: Any, saved: Path, file: str, change: dict[str, Any], message: str
+) -> None:
+    text = (saved / file).read_text()
+    (saved / file).write_text(json.dumps(json.loads(text) | change))
+    with pytest.raises(UserError, match=message):
+        load_adapter(tiny_model, saved)
+    assert not adapter_parameters(tiny_model)
+    (saved / file).write_text(text)
+    load_adapter(tiny_model, saved)
+
+
+def test_an_adapter_without_an_option_or_its_own_hash_is_refused(tiny_model: Any, saved: Path) -> None:
+    config = json.loads((saved / "adapter_config.json").read_text())
+    for key in ("config_sha256", "dropout"):
+        write_json(saved / "adapter_config.json", {name: config[name] for name in config if name != key})
+        with pytest.raises(UserError, match=f"adapter_config.json lacks '{key}'; make it again with"):
+            load_adapter(tiny_model, saved)
+
+
 def test_tensors_that_do_not_fit_are_named_and_nothing_stays_attached(tiny_model: Any, saved: Path) -> None:
-    path, config_path = saved / "adapter.safetensors", saved / "adapter_config.json"
+    path = saved / "adapter.safetensors"
     tensors = load_file(path)
     name = next(name for name in tensors if name.endswith("down.B"))
     tensors[name] = tensors[name][:, :-1].contiguous()
     save_file(tensors, path)
-    write_json(config_path, {**json.loads(config_path.read_text()), "sha256": sha256_file(path)})
+    restamp(saved)
     with pytest.raises(UserError, match=f"1 tensor.*{name}"):
         load_adapter(tiny_model, saved)
     assert not adapter_parameters(tiny_model)

@@ -32,16 +32,16 @@ from finetune.moe import moe_layers
 from finetune.peft_folder import is_of_swapped_peft, scaling_of
 
 
-def read_adapter(model: Any, folder: Path) -> tuple[dict[str, Any], AdapterParts]:
+def read_adapter(model: Any, folder: Path, announces: bool = False) -> tuple[dict[str, Any], AdapterParts]:
     """An adapter folder of `save_adapter` or of our PeftModel as (adapter_config.json, parts).
 
-    `model` needs no weights and is left as it was.
+    `model` needs no weights and is left as it was. What it holds is printed when it `announces`.
 
     Raises:
         UserError: a file is missing, damaged, or does not fit the others or the model.
     """
     saved, plan, config, tensors = read_adapter_folder(model, folder)
-    attach(model, plan, config, seed=0, announces=False)
+    attach(model, plan, config, seed=0, announces=announces)
     try:
         own = adapter_parameters(model)
         shapes = {name: value.shape for name, value in tensors.items()}

@@ -62,6 +62,14 @@ def build_qwen3_vl() -> Any:
     return Qwen3VLMoeForConditionalGeneration(config).float().eval()
 
 
+def give_values(model: Any, seed: int = 5) -> None:
+    """Values in all tensors of the active adapter, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in adapter_parameters(model).values():
+            value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+
+
 def save_base(model: Any, tokenizer: Any, folder: Path) -> BaseConfig:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -74,10 +82,7 @@ def save_trained(base: BaseConfig, experts: dict[str, list[int]], attention: boo
     config = LoraConfig(rank=3, alpha=6.0, attention=attention)
     plan = {"model_fingerprint": model_fingerprint(model), "experts": experts}
     attach(model, plan, config, seed=0)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for value in adapter_parameters(model).values():
-            value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+    give_values(model)
     return save_adapter(model, plan, config, folder)
 
 

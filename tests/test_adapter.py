@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tuned_bases import restamp
+from tuned_bases import give_values, restamp
 
 from data_recipes.artefact import UserError, read_artefact, write_artefact, write_json
 from finetune.adapter import (
@@ -34,10 +34,7 @@ def trained_adapter(model: Any) -> dict[str, Any]:
     """Attach an adapter with values in all its tensors; returns its plan."""
     plan = {"model_fingerprint": model_fingerprint(model), "experts": EXPERTS}
     attach(model, plan, CONFIG, seed=0)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for value in adapter_parameters(model).values():
-            value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+    give_values(model)
     return plan
 
 

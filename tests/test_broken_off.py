@@ -5,10 +5,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tuned_bases import GLM_EXPERTS, save_base, save_trained
+from tuned_bases import GLM_EXPERTS, save_trained
 
 from finetune.config import BaseConfig
 from finetune.export import export_adapter
@@ -57,12 +56,6 @@ def check_ends(former: Path, written: Path, folder: Path, arguments: list[str], 
             lines = [line for line in said.splitlines() if line.startswith(("error", "interrupted"))]
             assert code == expected and len(lines) == bool(start), case
             assert all(line.startswith(start) for line in lines), case
-
-
-@pytest.fixture
-def base(tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path) -> BaseConfig:
-    """A saved tiny GLM."""
-    return save_base(tiny_model_factory(vocab_size=262), tiny_tokenizer, tmp_path / "base")
 
 
 @pytest.mark.parametrize(

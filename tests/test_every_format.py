@@ -45,7 +45,11 @@ CASES = [
 
 def build_qwen2() -> Any:
     """Three layers of routed and shared experts; the embeddings are the head too."""
-    sizes = SIZES | {"num_hidden_layers": 3, "intermediate_size": 32, "moe_intermediate_size": 16}
+    sizes: dict[str, Any] = SIZES | {
+        "num_hidden_layers": 3,
+        "intermediate_size": 32,
+        "moe_intermediate_size": 16,
+    }
     sizes |= {"shared_expert_intermediate_size": 24, "num_experts": 4, "tie_word_embeddings": True}
     torch.manual_seed(0)
     return Qwen2MoeForCausalLM(Qwen2MoeConfig(**sizes)).float().eval()

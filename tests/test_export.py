@@ -41,18 +41,6 @@ from finetune.peft_folder import write_peft_folder
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
-@pytest.fixture
-def base(tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path) -> BaseConfig:
-    """A saved tiny GLM: one tensor an expert, as GLM's own checkpoints."""
-    return save_base(tiny_model_factory(vocab_size=262), tiny_tokenizer, tmp_path / "base")
-
-
-@pytest.fixture
-def adapter(base: BaseConfig, tmp_path: Path) -> Path:
-    """A trained adapter of `base`, on three experts and on attention."""
-    return save_trained(base, GLM_EXPERTS, attention=True, folder=tmp_path / "adapter")
-
-
 @pytest.mark.parametrize("check", ["logits", "deltas"])
 def test_plain_peft_loads_the_export_and_gives_the_same_logits(
     base: BaseConfig, adapter: Path, tmp_path: Path, check: str

@@ -29,12 +29,6 @@ TENSORS |= {"sglang": "adapter_model.safetensors", "merged": "model.safetensors"
 
 
 @pytest.fixture
-def base(tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path) -> BaseConfig:
-    """A saved tiny GLM."""
-    return save_base(tiny_model_factory(vocab_size=262), tiny_tokenizer, tmp_path / "base")
-
-
-@pytest.fixture
 def adapter(base: BaseConfig, tmp_path: Path) -> Path:
     """A trained adapter of `base`, on three experts."""
     return save_trained(base, GLM_EXPERTS, attention=False, folder=tmp_path / "adapter")

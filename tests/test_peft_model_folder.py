@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tuned_bases import GLM_EXPERTS, logits, save_base
+from tuned_bases import GLM_EXPERTS, logits
 
 from data_recipes.artefact import UserError, read_artefact, write_artefact, write_json
 from finetune.active_adapter import adapter_parameters, file_name
@@ -32,12 +32,6 @@ CONFIG = LoraConfig(
 )
 UP_A = "base_model.model.model.layers.1.mlp.experts.peft.expert_lora.up.A"
 OURS, THEIRS = "adapter.safetensors", "adapter_model.safetensors"
-
-
-@pytest.fixture
-def base(tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path) -> BaseConfig:
-    """A saved tiny GLM."""
-    return save_base(tiny_model_factory(vocab_size=262), tiny_tokenizer, tmp_path / "base")
 
 
 @pytest.fixture

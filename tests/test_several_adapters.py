@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_lora import token_batch
-from tuned_bases import restamp
+from tuned_bases import give_values, restamp
 
 from data_recipes.artefact import UserError, read_artefact
 from finetune.adapter import (
@@ -38,10 +38,7 @@ CONFIGS = {
 def add(model: Any, name: str) -> None:
     """Attach one of the two adapters with values of its own in all its tensors."""
     attach(model, PLANS[name], CONFIGS[name], seed=0, name=name)
-    generator = torch.Generator().manual_seed(len(PLANS[name]["experts"]))
-    with torch.no_grad():
-        for value in adapter_parameters(model).values():
-            value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+    give_values(model, seed=len(PLANS[name]["experts"]))
 
 
 def logits(model: Any) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.adapter import require_base
+from finetune.adapter_folder import require_base
 from finetune.checkpoint_names import StoredAs, conversion_table, stored_as
 from finetune.config import BaseConfig
 from finetune.merged_checkpoint import DTYPES, OPERATIONS, Place, checkpoint_folder, read_places

@@ -25,6 +25,7 @@ from torch import nn
 
 from data_recipes.artefact import UserError
 from finetune.adapter import change_implementation, chosen_experts, count_line
+from finetune.adapter_folder import PEFT_TYPE
 from finetune.config import LoraConfig
 from finetune.linear_lora import has_adapter, linear_layers, linear_names, start_linear
 from finetune.lora import ExpertLora, former_implementation, implementation_over
@@ -33,7 +34,6 @@ from finetune.model import model_fingerprint
 from finetune.moe import moe_layers
 from finetune.processes import say
 
-PEFT_TYPE = "EXPERT_LORA"
 TESTED_PEFT = "0.21.2"
 # What this module takes from inside PEFT, and PEFT promises to nobody.
 MAPPINGS = ("PEFT_TYPE_TO_CONFIG_MAPPING", "PEFT_TYPE_TO_TUNER_MAPPING", "PEFT_TYPE_TO_PREFIX_MAPPING")

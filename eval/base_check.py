@@ -27,7 +27,7 @@ from eval.generate import generate_answers
 from finetune.config import BaseConfig
 from finetune.model import load_model
 from finetune.moe import moe_layers
-from finetune.router_recorder import RouterRecorder
+from finetune.profiling.router_recorder import RouterRecorder
 
 MEASURED = ("en", "hi", "bn", "ta", "te", "mr", "gu")  # the languages with phrasings
 PARTS = ("all", "generalise", "remember", "own_words")

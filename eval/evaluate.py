@@ -34,7 +34,7 @@ from eval.metrics import (
     chrf_from_counts,
     in_memory,
 )
-from finetune.adapter import adapter_disabled, load_adapter
+from finetune.adapters.adapter import adapter_disabled, load_adapter
 from finetune.config import EvalConfig, RunConfig, config_from_arguments
 from finetune.model import load_model, model_fingerprint, tokenizer_fingerprint
 

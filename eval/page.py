@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from eval.figures import COLOURS, forgetting_figure, gain_figure, inline_svg, language_name, loss_figure
 from eval.routing_figures import coverage_figure, difference_figure, routing_figure, similarity_figure
-from finetune.profile import Kinds, Profile
+from finetune.profiling.profile import Kinds, Profile
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 MAX_SHOWN_GRAPHEMES = 240

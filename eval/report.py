@@ -17,7 +17,7 @@ from data_recipes.settings import settings_dict
 from eval.figures import language_name
 from eval.page import render_page
 from finetune.config import RunConfig, config_from_arguments
-from finetune.profile import read_profile
+from finetune.profiling.profile import read_profile
 
 METRICS = ("exact_match", "chrf", "bits_per_byte", "script_share")
 MAX_PAGE_BYTES = 2_000_000

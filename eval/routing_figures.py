@@ -28,7 +28,7 @@ from eval.routing_measures import (
     resample_distance,
     routed_shares,
 )
-from finetune.profile import Kinds, Profile
+from finetune.profiling.profile import Kinds, Profile
 
 N_COLOURS = 15  # odd: zero has a colour of its own; below 16 a pixel takes half a byte in the page
 SHARES: Colormap = colormaps["cividis"].resampled(N_COLOURS)

@@ -1,7 +1,7 @@
 """What a routing profile says of languages: their expert shares, how alike they are, what few experts carry.
 
-Reads a `finetune.profile.Profile`, writes nothing. All of it is for pictures and reports; experts are
-chosen in `finetune/selection.py`.
+Reads a `finetune.profiling.profile.Profile`, writes nothing. All of it is for pictures and reports; experts are
+chosen in `finetune/selecting/selection.py`.
 
 Legend: N languages, R bootstrap replicates, L MoE layers, E experts.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_recipes.artefact import UserError
-from finetune.profile import Kinds, Profile
+from finetune.profiling.profile import Kinds, Profile
 
 
 def routed_shares(profile: Profile, languages: Sequence[str], kinds: Kinds | None = None) -> np.ndarray:

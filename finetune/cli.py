@@ -28,16 +28,18 @@ class Stage(NamedTuple):
 STAGES = {
     "run": Stage("finetune.run", "the whole way: data to report, each stage only when it is needed", False),
     "data": Stage("data_recipes.build", "build a dataset from a recipe", False),
-    "profile": Stage("finetune.routing", "count which experts each language uses"),
-    "profile-merge": Stage("finetune.profile_merge", "add the shards of a profile up", False),
-    "select": Stage("finetune.selection", "choose the experts to tune", False),
+    "profile": Stage("finetune.profiling.routing", "count which experts each language uses"),
+    "profile-merge": Stage("finetune.profiling.profile_merge", "add the shards of a profile up", False),
+    "select": Stage("finetune.selecting.selection", "choose the experts to tune", False),
     "train": Stage("finetune.train", "train LoRA on the chosen experts"),
     "eval": Stage("eval.evaluate", "compare base and tuned on held-out rows"),
     "report": Stage("eval.report", "write report.json and report.html"),
     "ablate": Stage("eval.ablate", "the run with chosen, random, all and no experts trained", False),
-    "export": Stage("finetune.export", "write an adapter for PEFT, vLLM or SGLang, or merge it", False),
-    "import": Stage("finetune.import_adapter", "read an adapter of PEFT, vLLM or SGLang", False),
-    "bench": Stage("finetune.bench", "measure time and memory of a step beside PEFT", False),
+    "export": Stage(
+        "finetune.exporting.export", "write an adapter for PEFT, vLLM or SGLang, or merge it", False
+    ),
+    "import": Stage("finetune.exporting.import_adapter", "read an adapter of PEFT, vLLM or SGLang", False),
+    "bench": Stage("finetune.benching.bench", "measure time and memory of a step beside PEFT", False),
     "base": Stage("finetune.base", "train the shipped tiny-glm from scratch", False),
     "base-check": Stage(
         "eval.base_check", "measure a base: what it knows, and the trace of languages", False

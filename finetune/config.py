@@ -17,7 +17,7 @@ from data_recipes.settings import load_settings
 # Names that stand for a model shipped inside this package; any other name is a folder or a Hub id.
 SHIPPED_MODELS = {"tiny-glm": Path(__file__).parent / "tiny_glm"}
 
-# finetune/choices.py defines each: those that follow the routing, and the controls that do not. none chooses
+# finetune/selecting/choices.py defines each: those that follow the routing, and the controls that do not. none chooses
 # no expert, for attention or shared experts alone.
 CountingMethod = Literal["token_share", "gate_mass", "top_k", "contrast", "budget"]
 SelectMethod = Literal[CountingMethod, "random", "all", "none"]

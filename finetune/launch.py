@@ -19,7 +19,7 @@ from data_recipes.artefact import UserError, write_json
 from data_recipes.settings import settings_dict
 from finetune.config import RunConfig
 
-STAGE_MODULES = {"profile": "finetune.routing", "train": "finetune.train"}
+STAGE_MODULES = {"profile": "finetune.profiling.routing", "train": "finetune.train"}
 
 
 def run_in_processes(stage: str, config: RunConfig) -> None:

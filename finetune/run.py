@@ -244,7 +244,7 @@ def _in_processes(stage: str, function: str) -> StageFunction:
 STAGE_FUNCTIONS: dict[str, StageFunction] = {
     "data": build_data,
     "profile": _in_processes("profile", "profile_stage"),
-    "select": _late("finetune.selection", "select_stage"),
+    "select": _late("finetune.selecting.selection", "select_stage"),
     "train": _in_processes("train", "train_stage"),
     "eval": _late("eval.evaluate", "evaluate_stage"),
     "report": _late("eval.report", "report_stage"),

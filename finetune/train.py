@@ -30,13 +30,14 @@ from data_recipes.artefact import UserError, read_artefact, sha256_json, whole_f
 from data_recipes.build import read_split
 from data_recipes.settings import settings_dict
 from finetune import cli
-from finetune.adapter import (
+from finetune.adapters.adapter import (
     adapter_parameters,
     attach,
     check_first_backward,
     record_routing,
 )
-from finetune.adapter_folder import write_adapter_files
+from finetune.adapters.adapter_folder import write_adapter_files
+from finetune.adapters.merge import refuse_merged
 from finetune.batches import (
     IGNORED_LABEL,
     Batch,
@@ -48,11 +49,10 @@ from finetune.batches import (
     step_rows,
 )
 from finetune.config import RunConfig, TrainConfig, config_from_arguments
-from finetune.merge import refuse_merged
 from finetune.model import load_model, model_fingerprint, tokenizer_fingerprint
 from finetune.moe import moe_layers
 from finetune.processes import broadcast_parameters, say, start_accelerator, sum_gradients
-from finetune.selection import read_plan
+from finetune.selecting.selection import read_plan
 
 ADAM_BETAS = (0.9, 0.95)
 SECONDS_BETWEEN_LINES = 10  # of a progress bar that goes to a file or a notebook, where every update stays

@@ -51,7 +51,7 @@ within 5 % (norm of the error) of the float32 answer.
 `AutoModelForCausalLM`, or where it says *image and text* with `AutoModelForImageTextToText` (of these a tiny
 Qwen3-VL-MoE was loaded whole and its adapter exported to PEFT); *text model* where the text model alone is
 known and not the wrapper that sees or hears as well. Where it says *in code*, load the model yourself and
-call `finetune.adapter.attach`.
+call `finetune.adapters.adapter.attach`.
 """
 HEAD = """| family | `model_type` | `base.model` | experts | router | shared experts | checked | works |
 |---|---|---|---|---|---|---|---|

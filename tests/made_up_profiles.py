@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from finetune.profile import MASS_UNIT, Cell, Profile
+from finetune.profiling.profile import MASS_UNIT, Cell, Profile
 
 
 def made_up_profile(counts, targets, layers=None, replicates=None):

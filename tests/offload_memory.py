@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 from finetune.config import BaseConfig
-from finetune.layer_weights import open_weights
 from finetune.model import load_model
 from finetune.moe import moe_layers
-from finetune.offload import largest_layer_bytes, run_layer_by_layer
-from finetune.planner import MEMORY_FACTOR
-from finetune.router_recorder import RouterRecorder
+from finetune.profiling.layer_weights import open_weights
+from finetune.profiling.offload import largest_layer_bytes, run_layer_by_layer
+from finetune.profiling.planner import MEMORY_FACTOR
+from finetune.profiling.router_recorder import RouterRecorder
 from tests.conftest import build_tiny_model
 
 N_BATCHES, N_ROWS, N_TOKENS, VOCABULARY, WIDTH = 8, 2, 128, 512, 512

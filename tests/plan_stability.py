@@ -15,11 +15,11 @@ import numpy as np
 
 from data_recipes.build import split_rows
 from data_recipes.recipe import load_recipe
-from finetune.calibration import encode_row
 from finetune.config import ProfileConfig, load_run_config
 from finetune.model import load_model
-from finetune.replicates import jaccard, replicates_agree, top_sets
-from finetune.routing import profile_rows
+from finetune.profiling.calibration import encode_row
+from finetune.profiling.replicates import jaccard, replicates_agree, top_sets
+from finetune.profiling.routing import profile_rows
 
 ROOT = Path(__file__).parents[1]
 N_TOKENS = (2**12, 2**13, 2**14, 2**15)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from finetune.config import SelectConfig
-from finetune.plan import build_plan
-from finetune.profile import MASS_UNIT, Cell, Profile, read_profile, write_profile
+from finetune.profiling.profile import MASS_UNIT, Cell, Profile, read_profile, write_profile
+from finetune.selecting.plan import build_plan
 
 N_LAYERS, N_EXPERTS, N_LANGUAGES, N_REPLICATES = 75, 256, 22, 64
 N_TOKENS, TOP_K = 2**15, 8

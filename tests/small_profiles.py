@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.profile import MASS_UNIT, Cell, Profile
+from finetune.profiling.profile import MASS_UNIT, Cell, Profile
 
 MODEL, TOKENIZER = "a" * 64, "c" * 64
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tuned_bases import give_values, restamp
 
 from data_recipes.artefact import UserError, read_artefact, write_artefact, write_json
-from finetune.adapter import (
+from finetune.adapters.adapter import (
     adapter_disabled,
     adapter_parameters,
     adapter_state,

@@ -12,7 +12,7 @@ from tuned_bases import logits as logits_of_tokens
 from tuned_bases import plain, save_base, tuned_logits
 
 from data_recipes.artefact import UserError, write_artefact
-from finetune.adapter import (
+from finetune.adapters.adapter import (
     adapter_disabled,
     adapter_parameters,
     adapter_state,
@@ -23,13 +23,13 @@ from finetune.adapter import (
     save_adapter,
     set_active,
 )
+from finetune.adapters.merge import is_merged, merge, unmerge
+from finetune.adapters.peft_model import get_expert_peft_model
 from finetune.config import BaseConfig, LoraConfig, SelectConfig
-from finetune.export import export_adapter
-from finetune.merge import is_merged, merge, unmerge
+from finetune.exporting.export import export_adapter
 from finetune.model import load_model, model_fingerprint
 from finetune.moe import moe_layers
-from finetune.peft_model import get_expert_peft_model
-from finetune.selection import read_plan
+from finetune.selecting.selection import read_plan
 
 # peft 0.21.2 still asks transformers 5.23 for a property by its deprecated name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

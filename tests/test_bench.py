@@ -15,11 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_recipes.artefact import UserError, read_artefact
 from data_recipes.settings import load_settings
-from finetune.adapter import adapter_parameters, record_routing
-from finetune.bench import BenchConfig, Worker, preset_path
-from finetune.bench_model import build_model, random_plan, send_rows, token_ids
-from finetune.bench_report import spread_of, summarise, table
-from finetune.bench_worker import Contestant, MatmulRate, PeakMemory, facts, prepare
+from finetune.adapters.adapter import adapter_parameters, record_routing
+from finetune.benching.bench import BenchConfig, Worker, preset_path
+from finetune.benching.bench_model import build_model, random_plan, send_rows, token_ids
+from finetune.benching.bench_report import spread_of, summarise, table
+from finetune.benching.bench_worker import Contestant, MatmulRate, PeakMemory, facts, prepare
 from finetune.cli import main
 
 TINY: dict[str, Any] = {

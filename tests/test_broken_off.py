@@ -10,8 +10,8 @@ import pytest
 from tuned_bases import GLM_EXPERTS, save_trained
 
 from finetune.config import BaseConfig
-from finetune.export import export_adapter
-from finetune.import_adapter import import_adapter
+from finetune.exporting.export import export_adapter
+from finetune.exporting.import_adapter import import_adapter
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,4 +1,4 @@
-"""finetune.calibration tells prompt from answer, keeps to the token budget, and reads streams no further."""
+"""finetune.profiling.calibration tells prompt from answer, keeps to the token budget, and reads streams no further."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,8 +8,8 @@ from conftest import build_tiny_tokenizer
 from datasets import Dataset, IterableDataset
 
 from data_recipes.artefact import UserError
-from finetune.calibration import collate, encode_row, encoded_chunks, in_seeded_order, row_batches
 from finetune.config import ProfileConfig
+from finetune.profiling.calibration import collate, encode_row, encoded_chunks, in_seeded_order, row_batches
 
 # As GLM's own: no generation marks, and a turn to be written opens with another token than a written one.
 GLM_TEMPLATE = (

@@ -1,4 +1,4 @@
-"""finetune.choices chooses per layer over experts: in the 2x3 cases here rows and columns disagree."""
+"""finetune.selecting.choices chooses per layer over experts: in the 2x3 cases here rows and columns disagree."""
 
 import itertools
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_recipes.artefact import UserError
-from finetune.choices import (
+from finetune.selecting.choices import (
     all_experts,
     budget,
     contrast,

@@ -14,7 +14,7 @@ from data_recipes.artefact import UserError, read_artefact, sha256_json, write_a
 from data_recipes.tasks import TASKS
 from eval.evaluate import Answers, cap_rows, compare_answers, evaluate_rows, evaluate_stage, main
 from eval.generate import AnswerLoss, answer_nll, generate_answers
-from finetune.adapter import adapter_parameters, attach, save_adapter
+from finetune.adapters.adapter import adapter_parameters, attach, save_adapter
 from finetune.config import BaseConfig, DataConfig, EvalConfig, LoraConfig, RunConfig, TrainConfig
 from finetune.model import load_model, model_fingerprint
 

@@ -15,10 +15,10 @@ from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 from tuned_bases import SIZES, build_gpt_oss, give_values, logits, plain, save_base
 
 from data_recipes.artefact import read_artefact
-from finetune.adapter import attach, load_adapter, save_adapter
+from finetune.adapters.adapter import attach, load_adapter, save_adapter
 from finetune.config import BaseConfig, LoraConfig
-from finetune.export import export_adapter
-from finetune.import_adapter import import_adapter
+from finetune.exporting.export import export_adapter
+from finetune.exporting.import_adapter import import_adapter
 from finetune.model import load_model, model_fingerprint
 
 EXPERTS = {"0": [1, 3], "1": [], "2": [0]}

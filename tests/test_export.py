@@ -27,15 +27,15 @@ from tuned_bases import (
 )
 
 from data_recipes.artefact import UserError, read_artefact, sha256_file
-from finetune import export
-from finetune.checkpoint_fingerprint import checkpoint_fingerprint
-from finetune.checkpoint_names import skeleton
 from finetune.config import BaseConfig
-from finetune.export import export_adapter
-from finetune.import_adapter import import_adapter
-from finetune.layouts import AdapterParts, ExpertPart, LinearPart, to_peft
+from finetune.exporting import export
+from finetune.exporting.checkpoint_fingerprint import checkpoint_fingerprint
+from finetune.exporting.checkpoint_names import skeleton
+from finetune.exporting.export import export_adapter
+from finetune.exporting.import_adapter import import_adapter
+from finetune.exporting.layouts import AdapterParts, ExpertPart, LinearPart, to_peft
+from finetune.exporting.peft_folder import write_peft_folder
 from finetune.model import load_model, model_fingerprint
-from finetune.peft_folder import write_peft_folder
 
 # peft 0.21.2 still asks transformers 5.23 for a property by its deprecated name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

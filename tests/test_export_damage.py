@@ -13,15 +13,15 @@ from safetensors.torch import load_file, save_file
 from tuned_bases import GLM_EXPERTS, build_gpt_oss, restamp, save_base, save_trained
 
 from data_recipes.artefact import UserError, read_artefact, write_json
-from finetune import export
-from finetune.adapter import load_adapter
-from finetune.adapter_parts import parts_of_tensors, read_adapter
-from finetune.checkpoint_names import skeleton
+from finetune.adapters.adapter import load_adapter
 from finetune.config import BaseConfig
-from finetune.export import export_adapter
-from finetune.import_adapter import import_adapter
-from finetune.layouts import AdapterParts, largest_difference
-from finetune.merged_checkpoint import check_merged, planned_changes, read_places, write_merged
+from finetune.exporting import export
+from finetune.exporting.adapter_parts import parts_of_tensors, read_adapter
+from finetune.exporting.checkpoint_names import skeleton
+from finetune.exporting.export import export_adapter
+from finetune.exporting.import_adapter import import_adapter
+from finetune.exporting.layouts import AdapterParts, largest_difference
+from finetune.exporting.merged_checkpoint import check_merged, planned_changes, read_places, write_merged
 from finetune.model import load_model
 
 TENSORS = {"peft": "adapter_model.safetensors", "vllm": "adapter_model.safetensors"}

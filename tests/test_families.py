@@ -18,7 +18,7 @@ import transformers
 from torch import nn
 
 from data_recipes.artefact import UserError
-from finetune.adapter import (
+from finetune.adapters.adapter import (
     adapter_disabled,
     adapter_parameters,
     attach,
@@ -28,7 +28,7 @@ from finetune.adapter import (
 )
 from finetune.config import LoraConfig
 from finetune.moe import MoeLayer, moe_layers
-from finetune.router_recorder import RouterRecorder
+from finetune.profiling.router_recorder import RouterRecorder
 from tests.families_table import TABLE, families_table
 from tests.tiny_families import FAMILIES, N_EXPERTS, OWN_CODE, build_tiny_family
 

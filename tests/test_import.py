@@ -13,16 +13,16 @@ from safetensors.torch import load_file, save_file
 from tuned_bases import GLM_EXPERTS, build_gpt_oss, logits, plain, save_base, save_trained
 
 from data_recipes.artefact import UserError, read_artefact, write_artefact, write_json
-from finetune.adapter import load_adapter
-from finetune.adapter_parts import parts_of_tensors
-from finetune.checkpoint_names import skeleton
+from finetune.adapters.adapter import load_adapter
 from finetune.config import BaseConfig
-from finetune.export import export_adapter
-from finetune.import_adapter import import_adapter, import_expert_list, main
-from finetune.layouts import from_per_expert
+from finetune.exporting.adapter_parts import parts_of_tensors
+from finetune.exporting.checkpoint_names import skeleton
+from finetune.exporting.export import export_adapter
+from finetune.exporting.import_adapter import import_adapter, import_expert_list, main
+from finetune.exporting.layouts import from_per_expert
 from finetune.model import load_model, model_fingerprint
 from finetune.moe import moe_layers
-from finetune.selection import read_plan
+from finetune.selecting.selection import read_plan
 
 # peft 0.21.2 still asks transformers 5.23 for a property by its deprecated name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finetune.layouts import (
+from finetune.exporting.layouts import (
     AdapterParts,
     ExpertPart,
     LinearPart,

@@ -9,9 +9,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import GptOssConfig, GptOssForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from finetune.adapter import adapter_disabled, adapter_parameters, attach, detach
+from finetune.adapters.adapter import adapter_disabled, adapter_parameters, attach, detach
+from finetune.adapters.lora import ExpertLora
 from finetune.config import LoraConfig
-from finetune.lora import ExpertLora
 from finetune.moe import moe_layers
 
 PLAN = {"experts": {"1": [0, 5], "2": [2, 3, 7]}}

@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointError
 
 from data_recipes.artefact import UserError
-from finetune.adapter import adapter_parameters, attach, check_first_backward, detach, record_routing
+from finetune.adapters.adapter import adapter_parameters, attach, check_first_backward, detach, record_routing
+from finetune.adapters.lora import LowRank
 from finetune.config import LoraConfig
-from finetune.lora import LowRank
 from finetune.moe import moe_layers
 
 ALL = LoraConfig(rank=4, down_rank=3, dropout=0.5, rslora=True, attention=True, shared_experts=True)

@@ -9,9 +9,9 @@ from test_lora import PLAN, build_gpt_oss, build_qwen3_moe, randomise, token_bat
 from torch.profiler import ProfilerActivity, profile
 
 from data_recipes.artefact import UserError
-from finetune.adapter import adapter_disabled, adapter_parameters, attach, detach, set_active
+from finetune.adapters.adapter import adapter_disabled, adapter_parameters, attach, detach, set_active
+from finetune.adapters.merge import is_merged, merge, unmerge
 from finetune.config import LoraConfig, TrainConfig
-from finetune.merge import is_merged, merge, unmerge
 from finetune.moe import moe_layers
 from finetune.train import train_rows
 

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 from tuned_bases import GLM_EXPERTS, logits, plain, save_trained, tuned_logits
 
 from data_recipes.artefact import UserError, read_artefact, write_json
-from finetune.adapter_parts import read_adapter
 from finetune.config import BaseConfig
-from finetune.export import export_adapter
-from finetune.layouts import AdapterParts
-from finetune.merged_checkpoint import planned_changes, read_places
+from finetune.exporting.adapter_parts import read_adapter
+from finetune.exporting.export import export_adapter
+from finetune.exporting.layouts import AdapterParts
+from finetune.exporting.merged_checkpoint import planned_changes, read_places
 from finetune.model import load_model
 
 

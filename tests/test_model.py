@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from data_recipes.artefact import UserError
-from finetune.adapter import attach
+from finetune.adapters.adapter import attach
 from finetune.base import save
 from finetune.config import BaseConfig, LoraConfig
 from finetune.model import (

@@ -1,4 +1,4 @@
-"""finetune.offload counts, to the bit, what the model in memory counts, and reads each weight once."""
+"""finetune.profiling.offload counts, to the bit, what the model in memory counts, and reads each weight once."""
 
 import json
 import os
@@ -17,15 +17,15 @@ from transformers import GlmMoeDsaConfig, GlmMoeDsaForCausalLM
 
 from data_recipes.artefact import UserError, write_artefact
 from finetune.config import BaseConfig, ProfileConfig, load_run_config
-from finetune.hidden_states import HiddenStates
-from finetune.layer_weights import LayerWeights, load_part, open_weights
 from finetune.model import load_model, load_tokenizer, model_fingerprint
 from finetune.moe import moe_layers
-from finetune.offload import largest_layer_bytes, run_layer_by_layer
-from finetune.planner import free_memory_bytes, glm_5_2, offload_needs, offload_text
-from finetune.profile_offload import profile_rows_offloaded, uses_offload
-from finetune.router_recorder import RouterRecorder
-from finetune.routing import profile_rows, profile_stage
+from finetune.profiling.hidden_states import HiddenStates
+from finetune.profiling.layer_weights import LayerWeights, load_part, open_weights
+from finetune.profiling.offload import largest_layer_bytes, run_layer_by_layer
+from finetune.profiling.planner import free_memory_bytes, glm_5_2, offload_needs, offload_text
+from finetune.profiling.profile_offload import profile_rows_offloaded, uses_offload
+from finetune.profiling.router_recorder import RouterRecorder
+from finetune.profiling.routing import profile_rows, profile_stage
 from tests import offload_memory
 from tests.tiny_families import FAMILIES, build_tiny_family
 
@@ -261,11 +261,11 @@ def test_a_layer_or_hidden_states_that_do_not_fit_into_memory_are_refused(
 ) -> None:
     weights = open_weights(base, CPU)
     layer_bytes = largest_layer_bytes(weights)
-    monkeypatch.setattr("finetune.offload.free_memory_bytes", lambda _: layer_bytes)
+    monkeypatch.setattr("finetune.profiling.offload.free_memory_bytes", lambda _: layer_bytes)
     with pytest.raises(UserError, match=r"largest layer in float32 .* are free: take a machine .*bfloat16"):
         counted_by_offload(weights, padded_batches())
     assert weights.n_read_bytes == {}, "seen before anything is read"
-    monkeypatch.setattr("finetune.offload.free_memory_bytes", lambda _: 1.31 * layer_bytes)
+    monkeypatch.setattr("finetune.profiling.offload.free_memory_bytes", lambda _: 1.31 * layer_bytes)
     with pytest.raises(UserError, match=r"hidden states \(.* GB\) need .*profile\.hidden_states=disk"):
         counted_by_offload(weights, padded_batches(20))
     counted_by_offload(weights, padded_batches(20), tmp_path / "hidden")
@@ -292,7 +292,7 @@ def test_auto_offloads_what_is_larger_than_free_memory(
     assert free_memory_bytes(CPU) > 1 << 20
     assert not uses_offload(base, ProfileConfig(), CPU)
     assert uses_offload(base, ProfileConfig(offload="true"), CPU)
-    monkeypatch.setattr("finetune.profile_offload.free_memory_bytes", lambda _: 1 << 10)
+    monkeypatch.setattr("finetune.profiling.profile_offload.free_memory_bytes", lambda _: 1 << 10)
     assert uses_offload(base, ProfileConfig(), CPU)
     assert "GB are free: it is profiled layer by layer" in capsys.readouterr().out
     assert not uses_offload(base, ProfileConfig(offload="false"), CPU)

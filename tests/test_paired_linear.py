@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from finetune.paired_linear import pair_rows, paired_linear
-from finetune.routed_rows import combine, spread
+from finetune.adapters.paired_linear import pair_rows, paired_linear
+from finetune.adapters.routed_rows import combine, spread
 
 
 def test_pairs_by_hand():

@@ -16,7 +16,7 @@ from test_train import chat_rows, train_config
 from tuned_bases import give_values
 
 from data_recipes.artefact import UserError
-from finetune.adapter import (
+from finetune.adapters.adapter import (
     adapter_disabled,
     adapter_parameters,
     adapter_state,
@@ -28,10 +28,8 @@ from finetune.adapter import (
     save_adapter,
     set_active,
 )
-from finetune.config import LoraConfig
-from finetune.merge import merge
-from finetune.model import model_fingerprint
-from finetune.peft_model import (
+from finetune.adapters.merge import merge
+from finetune.adapters.peft_model import (
     TESTED_PEFT,
     ExpertLoraConfig,
     ExpertLoraModel,
@@ -39,6 +37,8 @@ from finetune.peft_model import (
     get_expert_peft_model,
     register,
 )
+from finetune.config import LoraConfig
+from finetune.model import model_fingerprint
 from finetune.train import train_rows
 
 PLAN = {"experts": {"1": [0, 5], "2": [2]}}

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from tuned_bases import GLM_EXPERTS, logits
 
 from data_recipes.artefact import UserError, read_artefact, write_artefact, write_json
-from finetune.active_adapter import adapter_parameters, file_name
-from finetune.adapter import attach, load_adapter, save_adapter
+from finetune.adapters.active_adapter import adapter_parameters, file_name
+from finetune.adapters.adapter import attach, load_adapter, save_adapter
+from finetune.adapters.peft_model import get_expert_peft_model
 from finetune.config import BaseConfig, LoraConfig
-from finetune.export import export_adapter
-from finetune.import_adapter import import_adapter
+from finetune.exporting.export import export_adapter
+from finetune.exporting.import_adapter import import_adapter
 from finetune.model import load_model, model_fingerprint
-from finetune.peft_model import get_expert_peft_model
 
 CONFIG = LoraConfig(
     rank=4,

@@ -1,4 +1,4 @@
-"""finetune.plan bridges profile and choices: languages, kinds and sources, costs, overlap, replicates."""
+"""finetune.selecting.plan bridges profile and choices: languages, kinds and sources, costs, overlap, replicates."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ import pytest
 
 from data_recipes.artefact import UserError
 from finetune.config import SelectConfig
-from finetune.plan import build_plan
-from finetune.profile import Cell
-from finetune.routing_measures import jaccard
+from finetune.profiling.profile import Cell
+from finetune.selecting.plan import build_plan
+from finetune.selecting.routing_measures import jaccard
 from tests.small_profiles import MODEL, TOKENIZER, of_languages, small_profile
 
 # Shares by rows: .6 .3 .1 and .1 .2 .7; of the general one .1 .1 .8 and .5 .5 0.

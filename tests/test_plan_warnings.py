@@ -7,8 +7,8 @@ import pytest
 
 from data_recipes.artefact import UserError
 from finetune.config import SelectConfig
-from finetune.plan import build_plan
-from finetune.profile import Cell
+from finetune.profiling.profile import Cell
+from finetune.selecting.plan import build_plan
 from tests.small_profiles import of_languages, small_profile
 
 COUNTS = np.array([[6, 3, 1], [1, 2, 7]])

@@ -12,7 +12,7 @@ from test_routing import ROWS_BY_GROUP, same_arrays
 from data_recipes.artefact import UserError, write_artefact
 from finetune.cli import main as cli_main
 from finetune.config import ProfileConfig
-from finetune.profile import (
+from finetune.profiling.profile import (
     Profile,
     profile_inputs,
     read_profile,
@@ -20,8 +20,8 @@ from finetune.profile import (
     require_profile_of,
     write_profile,
 )
-from finetune.profile_merge import main, merge_profiles
-from finetune.routing import profile_rows
+from finetune.profiling.profile_merge import main, merge_profiles
+from finetune.profiling.routing import profile_rows
 
 # The fifth Tamil row is of a source of its own: a shard without it lacks those cells.
 ROWS = {

@@ -21,7 +21,14 @@ ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processe
 
 
 def profile(folder: Path, launcher: list[str], *changes: str) -> subprocess.CompletedProcess:
-    line = [sys.executable, *launcher, "-m", "finetune.routing", "--config", str(folder / "config.yaml")]
+    line = [
+        sys.executable,
+        *launcher,
+        "-m",
+        "finetune.profiling.routing",
+        "--config",
+        str(folder / "config.yaml"),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(
         [*line, "profile.batch_size=2", *changes],

@@ -1,11 +1,11 @@
-"""finetune.replicates: Poisson weights known by row id alone, top sets and their agreement by hand."""
+"""finetune.profiling.replicates: Poisson weights known by row id alone, top sets and their agreement by hand."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from finetune.config import ProfileConfig, SelectConfig
-from finetune.replicates import POISSON_THRESHOLDS, jaccard, replicates_agree, row_weights, top_sets
+from finetune.profiling.replicates import POISSON_THRESHOLDS, jaccard, replicates_agree, row_weights, top_sets
 
 
 def test_weights_are_poisson_with_mean_one() -> None:

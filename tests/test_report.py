@@ -16,7 +16,7 @@ from eval.generate import AnswerLoss
 from eval.page import comparison_cells, cut_text, verdict
 from eval.report import choose_examples, finding, main, model_note, report_stage
 from finetune.config import DataConfig, RunConfig, TrainConfig
-from finetune.profile import write_profile
+from finetune.profiling.profile import write_profile
 
 HOSTILE = '</pre><script>alert("x")</script>'
 VOID = {"meta", "br", "path", "use", "rect", "image", "hr"}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finetune.routed_rows import combine, row_order, spread
+from finetune.adapters.routed_rows import combine, row_order, spread
 
 
 def order_of(expert_TK):

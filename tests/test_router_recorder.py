@@ -1,14 +1,14 @@
-"""finetune.router_recorder adds up what told routers choose: every number is worked out by hand."""
+"""finetune.profiling.router_recorder adds up what told routers choose: every number is worked out by hand."""
 
 import pytest
 import torch
 from torch import nn
 
 from data_recipes.artefact import UserError
-from finetune.calibration import CalibrationBatch
 from finetune.moe import MoeLayer
-from finetune.profile import MASS_UNIT, Cell
-from finetune.router_recorder import LanguageTally, RouterRecorder
+from finetune.profiling.calibration import CalibrationBatch
+from finetune.profiling.profile import MASS_UNIT, Cell
+from finetune.profiling.router_recorder import LanguageTally, RouterRecorder
 
 # Two rows of three tokens, the second's last is padding; the last token of each row is the answer.
 ATTENTION = torch.tensor([[1, 1, 1], [1, 1, 0]])

@@ -1,4 +1,4 @@
-"""finetune.routing counts what the routers chose for real tokens, exactly, whatever the padding."""
+"""finetune.profiling.routing counts what the routers chose for real tokens, exactly, whatever the padding."""
 
 import json
 from collections import Counter
@@ -12,14 +12,14 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from tiny_families import FAMILIES, build_tiny_family
 
 from data_recipes.artefact import UserError, read_artefact, write_artefact
-from finetune.calibration import encode_row
 from finetune.config import BaseConfig, DataConfig, ProfileConfig, RunConfig, TrainConfig
 from finetune.model import model_fingerprint, tokenizer_fingerprint
 from finetune.moe import moe_layers
-from finetune.profile import MASS_UNIT, Profile, read_profile
-from finetune.replicates import jaccard, row_weights, top_sets
-from finetune.router_recorder import RouterRecorder
-from finetune.routing import main, profile_rows, profile_stage
+from finetune.profiling.calibration import encode_row
+from finetune.profiling.profile import MASS_UNIT, Profile, read_profile
+from finetune.profiling.replicates import jaccard, row_weights, top_sets
+from finetune.profiling.router_recorder import RouterRecorder
+from finetune.profiling.routing import main, profile_rows, profile_stage
 
 LENGTHS = (5, 12, 8)
 

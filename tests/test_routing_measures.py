@@ -1,11 +1,11 @@
-"""finetune.routing_measures, by hand: over the experts of a layer, where rows and columns disagree."""
+"""finetune.selecting.routing_measures, by hand: over the experts of a layer, where rows and columns disagree."""
 
 import numpy as np
 import pytest
 from scipy.spatial.distance import jaccard as jaccard_distance
 
 from data_recipes.artefact import UserError
-from finetune.routing_measures import coverage, gini, hottest_share, jaccard, touched_tokens
+from finetune.selecting.routing_measures import coverage, gini, hottest_share, jaccard, touched_tokens
 
 COUNTS = np.array([[6, 3, 1], [1, 2, 7]])
 CHOSEN = np.array([[False, True, True], [True, False, False]])

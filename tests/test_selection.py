@@ -13,8 +13,8 @@ from data_recipes.artefact import UserError, read_artefact, sha256_file, write_a
 from finetune.cli import main as command_line
 from finetune.config import DataConfig, LoraConfig, RunConfig, SelectConfig, TrainConfig
 from finetune.moe import moe_layers
-from finetune.profile import write_profile
-from finetune.selection import main, read_plan, select_stage
+from finetune.profiling.profile import write_profile
+from finetune.selecting.selection import main, read_plan, select_stage
 from tests.small_profiles import MODEL, TOKENIZER, of_languages
 
 COUNTS = np.array([[6, 3, 1], [1, 2, 7]])
@@ -96,7 +96,7 @@ def test_none_chooses_no_expert_and_needs_something_else_to_train(
 
 
 def test_choosing_imports_no_torch() -> None:
-    code = "import sys, finetune.selection; sys.exit('torch' in sys.modules)"
+    code = "import sys, finetune.selecting.selection; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -10,7 +10,7 @@ from test_lora import token_batch
 from tuned_bases import give_values, restamp
 
 from data_recipes.artefact import UserError, read_artefact
-from finetune.adapter import (
+from finetune.adapters.adapter import (
     active_adapter,
     adapter_disabled,
     adapter_names,

@@ -200,7 +200,7 @@ BROKEN = [
     (wrong_way_imports, "finetune/train.py", "importlib.import_module('eval.metrics')"),
     (shadowing_imports, "notebooks/00.ipynb", "import eval.report as report"),
     (too_long, "eval/report.py", "x = 1\n" * 401),
-    (too_long, "finetune/lora.py", "def f():\n" + "    x = 1\n" * 60),
+    (too_long, "finetune/adapters/lora.py", "def f():\n" + "    x = 1\n" * 60),
     (too_long, "finetune/train.py", "def f():\n" + "    x = 1\n" * 120),
     (missing_docstring, "eval/report.py", "# a comment\nx = 1"),
     (vague_name, "eval/utils.py", ""),
@@ -222,4 +222,4 @@ def test_a_file_with_a_loop_may_hold_one_long_function_and_no_more():
     loop = "def train():\n" + "    x = 1\n" * 100
     assert too_long("finetune/train.py", loop) == []
     assert len(too_long("finetune/train.py", loop + loop.replace("train", "validate"))) == 2
-    assert len(too_long("finetune/lora.py", loop)) == 1
+    assert len(too_long("finetune/adapters/lora.py", loop)) == 1

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from torch.nn import functional as F
 
 from data_recipes.artefact import UserError, read_artefact, write_artefact
-from finetune.adapter import adapter_parameters, adapter_state, attach, load_adapter
+from finetune.adapters.adapter import adapter_parameters, adapter_state, attach, load_adapter
 from finetune.batches import collate, encode_rows, step_rows
 from finetune.config import BaseConfig, DataConfig, LoraConfig, RunConfig, TrainConfig
 from finetune.model import load_model, model_fingerprint

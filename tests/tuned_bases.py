@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from data_recipes.artefact import sha256_file, sha256_json, write_json
-from finetune.adapter import adapter_parameters, attach, save_adapter
-from finetune.adapter_parts import read_adapter
+from finetune.adapters.adapter import adapter_parameters, attach, save_adapter
 from finetune.config import BaseConfig, LoraConfig
+from finetune.exporting.adapter_parts import read_adapter
 from finetune.model import auto_class, load_model, model_fingerprint
 
 TOKENS = torch.randint(1, 120, (2, 40), generator=torch.Generator().manual_seed(4))

@@ -1,0 +1,1 @@
+"""What a training step costs in time and memory, beside attention LoRA alone and beside PEFT."""

@@ -1,0 +1,1 @@
+"""adapter/ -> files for PEFT, vLLM, SGLang or a merged checkpoint, checked number by number; and back."""

@@ -1,0 +1,1 @@
+"""Rows and the base -> profile.json: what the routers choose, in memory or layer by layer from disk."""

@@ -138,7 +138,8 @@ def whole_folder(path: str | Path, kind: str | None = None) -> Iterator[Path]:
     """Yield an empty sibling folder to fill; it takes the place of `path` on success and is removed on error.
 
     An old folder is replaced only when it is empty or holds a JSON file written by `write_artefact`, of this
-    `kind` when one is given: a mistyped `--output` must never delete somebody's own files.
+    `kind` when one is given: a mistyped `--output` must never delete somebody's own files. What is killed
+    leaves an unfinished `.<name>.partial-*` behind, between the two renamings of the end the old folder.
 
     Raises: UserError when the disk is full, the place cannot be written, or the old folder is not ours.
     """
@@ -253,13 +254,12 @@ def _is_artefact(path: Path, kind: str | None) -> bool:
 
 def _take_place(new: Path, target: Path) -> None:
     old = _partial_name(target)
-    replaces = target.exists()
-    if replaces:
-        os.replace(target, old)
     try:
+        if target.exists():
+            os.replace(target, old)
         os.replace(new, target)
-    except OSError:
-        if replaces:
+    except BaseException:  # an interrupt too
+        if old.exists() and not target.exists():
             os.replace(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from data_recipes.artefact import UserError, read_artefact
 from eval.compare import paired_bootstrap
-from finetune.adapters.adapter import TENSORS_FILE
+from finetune.adapters.adapter_folder import TENSORS_FILE
 from finetune.config import LoraConfig, RunConfig
 
 GROUPS = ("target", "general")

@@ -35,8 +35,8 @@ from finetune.adapters.adapter import (
     attach,
     check_first_backward,
     record_routing,
-    write_adapter_files,
 )
+from finetune.adapters.adapter_folder import write_adapter_files
 from finetune.adapters.merge import refuse_merged
 from finetune.batches import (
     IGNORED_LABEL,
@@ -275,7 +275,7 @@ def train_stage(config: RunConfig) -> Path:
 
     folder = output / "adapter"
     # Only the first process writes. Metrics grow inside the unfinished folder, which an error removes.
-    with whole_folder(folder) if accelerator.is_main_process else nullcontext() as partial:
+    with whole_folder(folder, "expert_adapter") if accelerator.is_main_process else nullcontext() as partial:
         metrics_path = partial / "metrics.jsonl" if partial else None
         result = train_rows(
             model,

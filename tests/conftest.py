@@ -8,12 +8,16 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GlmMoeDsaConfig, GlmMoeDsaForCausalLM, PreTrainedTokenizerFast
+from tuned_bases import GLM_EXPERTS, save_base, save_trained
+
+from finetune.config import BaseConfig
 
 # A second thread only costs time on tensors this small.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -96,3 +100,15 @@ def tiny_model() -> GlmMoeDsaForCausalLM:
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """The byte-level chat tokenizer (262 tokens): pair it with `tiny_model_factory(vocab_size=262)`."""
     return build_tiny_tokenizer()
+
+
+@pytest.fixture
+def base(tiny_tokenizer: Any, tmp_path: Path) -> BaseConfig:
+    """A saved tiny GLM: one tensor an expert, as GLM's own checkpoints."""
+    return save_base(build_tiny_model(vocab_size=262), tiny_tokenizer, tmp_path / "base")
+
+
+@pytest.fixture
+def adapter(base: BaseConfig, tmp_path: Path) -> Path:
+    """A trained adapter of `base`, on three experts and on attention."""
+    return save_trained(base, GLM_EXPERTS, attention=True, folder=tmp_path / "adapter")

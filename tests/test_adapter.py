@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tuned_bases import give_values, restamp
 
-from data_recipes.artefact import UserError, read_artefact, sha256_file, write_json
+from data_recipes.artefact import UserError, read_artefact, write_artefact, write_json
 from finetune.adapters.adapter import (
     adapter_disabled,
     adapter_parameters,
@@ -33,10 +34,7 @@ def trained_adapter(model: Any) -> dict[str, Any]:
     """Attach an adapter with values in all its tensors; returns its plan."""
     plan = {"model_fingerprint": model_fingerprint(model), "experts": EXPERTS}
     attach(model, plan, CONFIG, seed=0)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for value in adapter_parameters(model).values():
-            value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+    give_values(model)
     return plan
 
 
@@ -96,13 +94,49 @@ def test_another_plan_than_the_trained_one_is_refused(tiny_model: Any, saved: Pa
         load_adapter(tiny_model, saved)
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("adapter_config.json", {"alpha": 9.0}, r"adapter_config\.json was changed after it was saved"),
+        ("adapter_config.json", {"alpha": float("nan")}, r"adapter_config\.json was changed after"),
+        ("adapter_config.json", {"rank": 5}, r"adapter_config\.json was changed after"),
+        ("adapter_config.json", {"rslora": True}, r"adapter_config\.json was changed after"),
+        ("adapter_config.json", {"inputs": {}}, r"adapter_config\.json was changed after"),
+        ("adapter_config.json", {"note": "mine"}, r"adapter_config\.json was changed after"),
+        (
+            "plan.json",
+            {"model_fingerprint": "0" * 64},
+            r"plan\.json is not the plan this adapter was trained",
+        ),
+    ],
+)
+def test_a_number_edited_after_saving_is_refused_by_the_file(
+    tiny_model: Any, saved: Path, file: str, change: dict[str, Any], message: str
+) -> None:
+    text = (saved / file).read_text()
+    (saved / file).write_text(json.dumps(json.loads(text) | change))
+    with pytest.raises(UserError, match=message):
+        load_adapter(tiny_model, saved)
+    assert not adapter_parameters(tiny_model)
+    (saved / file).write_text(text)
+    load_adapter(tiny_model, saved)
+
+
+def test_an_adapter_without_an_option_or_its_own_hash_is_refused(tiny_model: Any, saved: Path) -> None:
+    config = json.loads((saved / "adapter_config.json").read_text())
+    for key in ("config_sha256", "dropout"):
+        write_json(saved / "adapter_config.json", {name: config[name] for name in config if name != key})
+        with pytest.raises(UserError, match=f"adapter_config.json lacks '{key}'; make it again with"):
+            load_adapter(tiny_model, saved)
+
+
 def test_tensors_that_do_not_fit_are_named_and_nothing_stays_attached(tiny_model: Any, saved: Path) -> None:
-    path, config_path = saved / "adapter.safetensors", saved / "adapter_config.json"
+    path = saved / "adapter.safetensors"
     tensors = load_file(path)
     name = next(name for name in tensors if name.endswith("down.B"))
     tensors[name] = tensors[name][:, :-1].contiguous()
     save_file(tensors, path)
-    write_json(config_path, {**json.loads(config_path.read_text()), "sha256": sha256_file(path)})
+    restamp(saved)
     with pytest.raises(UserError, match=f"1 tensor.*{name}"):
         load_adapter(tiny_model, saved)
     assert not adapter_parameters(tiny_model)
@@ -115,6 +149,16 @@ def test_a_folder_with_somebodys_files_is_not_replaced(tiny_model: Any, tmp_path
     with pytest.raises(UserError, match="did not write"):
         save_adapter(tiny_model, plan, CONFIG, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "draft"
+
+
+def test_only_an_adapter_gives_its_place_to_an_adapter(tiny_model: Any, tmp_path: Path) -> None:
+    plan = trained_adapter(tiny_model)
+    write_artefact(tmp_path / "data" / "manifest.json", "dataset_manifest", {}, {})
+    with pytest.raises(UserError, match="data holds files .* did not write as expert_adapter"):
+        save_adapter(tiny_model, plan, CONFIG, tmp_path / "data")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["manifest.json"]
+    for _ in range(2):
+        save_adapter(tiny_model, plan, CONFIG, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(

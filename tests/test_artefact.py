@@ -169,6 +169,27 @@ def test_a_folder_of_ours_is_replaced_whole(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.parametrize("broken", [1, 2])
+def test_an_interrupt_at_a_renaming_leaves_the_old_folder(
+    tmp_path: Path, broken: int, monkeypatch: pytest.MonkeyPatch
+):
+    target = tmp_path / "folder"
+    written_artefact(target / "plan.json")
+    replace, calls = os.replace, []
+
+    def interrupted(*paths: Path) -> None:
+        calls.append(paths)
+        if len(calls) == broken:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), whole_folder(target) as folder:
+        (folder / "new").write_text("1")
+    assert file_hashes(target).keys() == {"plan.json"}
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_a_folder_of_somebody_else_is_never_replaced(tmp_path: Path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("years of work")

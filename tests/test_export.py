@@ -41,18 +41,6 @@ from finetune.model import load_model, model_fingerprint
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
-@pytest.fixture
-def base(tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path) -> BaseConfig:
-    """A saved tiny GLM: one tensor an expert, as GLM's own checkpoints."""
-    return save_base(tiny_model_factory(vocab_size=262), tiny_tokenizer, tmp_path / "base")
-
-
-@pytest.fixture
-def adapter(base: BaseConfig, tmp_path: Path) -> Path:
-    """A trained adapter of `base`, on three experts and on attention."""
-    return save_trained(base, GLM_EXPERTS, attention=True, folder=tmp_path / "adapter")
-
-
 @pytest.mark.parametrize("check", ["logits", "deltas"])
 def test_plain_peft_loads_the_export_and_gives_the_same_logits(
     base: BaseConfig, adapter: Path, tmp_path: Path, check: str
@@ -168,12 +156,24 @@ def test_another_base_is_refused_without_running_it_too(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_trains_is_printed_once(
-    base: BaseConfig, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("check", ["logits", "deltas"])
+@pytest.mark.parametrize("to", ["peft", "sglang", "merged"])
+def test_what_is_exported_is_said_in_one_line_whether_a_model_runs_or_not(
+    base: BaseConfig, adapter: Path, tmp_path: Path, to: str, check: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    export_adapter(adapter, "peft", tmp_path / "peft", base)
-    assert capsys.readouterr().out.count("trainable parameters") == 1
+    export_adapter(adapter, to, tmp_path / to, base, check)
+    n_values = sum(value.numel() for value in load_file(adapter / "adapter.safetensors").values())
+    said = f"{n_values:,} trainable parameters, rank 3, on 3 experts of 2 layers and on 15 linear layers"
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "parameters" in line] == [f"adapter default: {said}"]
+
+
+def test_what_is_imported_is_said_once(
+    base: BaseConfig, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_adapter(adapter, "peft", tmp_path / "peft", base, "deltas")
+    capsys.readouterr()
     import_adapter(tmp_path / "peft", tmp_path / "back", base)
     assert capsys.readouterr().out.count("trainable parameters") == 1
 

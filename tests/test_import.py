@@ -31,12 +31,6 @@ CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 
 
-@pytest.fixture
-def base(tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path) -> BaseConfig:
-    """A saved tiny GLM."""
-    return save_base(tiny_model_factory(vocab_size=262), tiny_tokenizer, tmp_path / "base")
-
-
 def peft_adapter(base: BaseConfig, folder: Path, is_old: bool = False, **options: Any) -> Any:
     """Save a LoRA of plain PEFT on all experts, with values in it; returns PEFT's model.
 

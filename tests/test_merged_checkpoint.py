@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tuned_bases import GLM_EXPERTS, logits, plain, save_base, save_trained, tuned_logits
+from tuned_bases import GLM_EXPERTS, logits, plain, save_trained, tuned_logits
 
 from data_recipes.artefact import UserError, read_artefact, write_json
 from finetune.config import BaseConfig
@@ -15,18 +15,6 @@ from finetune.exporting.export import export_adapter
 from finetune.exporting.layouts import AdapterParts
 from finetune.exporting.merged_checkpoint import planned_changes, read_places
 from finetune.model import load_model
-
-
-@pytest.fixture
-def base(tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path) -> BaseConfig:
-    """A saved tiny GLM: one tensor an expert, as GLM's own checkpoints."""
-    return save_base(tiny_model_factory(vocab_size=262), tiny_tokenizer, tmp_path / "base")
-
-
-@pytest.fixture
-def adapter(base: BaseConfig, tmp_path: Path) -> Path:
-    """A trained adapter of `base`, on three experts and on attention."""
-    return save_trained(base, GLM_EXPERTS, attention=True, folder=tmp_path / "adapter")
 
 
 def with_mtp_layer(base: BaseConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTuner
 from test_lora import token_batch
 from test_train import chat_rows, train_config
+from tuned_bases import give_values
 
 from data_recipes.artefact import UserError
 from finetune.adapters.adapter import (
@@ -45,14 +46,6 @@ OTHER_PLAN = {"experts": {"2": [2, 3]}}
 CONFIG = LoraConfig(
     rank=4, alpha=6.0, down_rank=3, down_alpha=5.0, rslora=True, attention=True, shared_experts=True
 )
-
-
-def give_values(model: Any, seed: int = 1) -> None:
-    """Values in all tensors of the active adapter, the same for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for value in adapter_parameters(model).values():
-            value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
 
 
 def logits(model: Any) -> torch.Tensor:

@@ -209,6 +209,16 @@ def test_the_stage_writes_a_whole_adapter_that_loads(
     assert any(bool(value.any()) for name, value in adapter_parameters(model).items() if name.endswith(".B"))
 
 
+def test_the_stage_takes_the_place_of_no_other_stage(
+    tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    config = write_run_inputs(tmp_path, tiny_model_factory(vocab_size=262), tiny_tokenizer)
+    (tmp_path / "run" / "adapter").symlink_to(tmp_path / "run" / "data")
+    with pytest.raises(UserError, match="data holds files .* did not write as expert_adapter"):
+        train_stage(config)
+    assert (tmp_path / "run" / "data" / "manifest.json").exists()
+
+
 def test_a_failed_stage_leaves_nothing_behind(
     tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:

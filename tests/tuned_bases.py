@@ -1,5 +1,6 @@
 """Saved tiny bases with a trained adapter and the logits it should give, for tests of export and import."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import (
     Qwen3VLMoeForConditionalGeneration,
 )
 
+from data_recipes.artefact import sha256_file, sha256_json, write_json
 from finetune.adapters.adapter import adapter_parameters, attach, save_adapter
 from finetune.config import BaseConfig, LoraConfig
 from finetune.exporting.adapter_parts import read_adapter
@@ -60,6 +62,14 @@ def build_qwen3_vl() -> Any:
     return Qwen3VLMoeForConditionalGeneration(config).float().eval()
 
 
+def give_values(model: Any, seed: int = 5) -> None:
+    """Values in all tensors of the active adapter, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in adapter_parameters(model).values():
+            value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+
+
 def save_base(model: Any, tokenizer: Any, folder: Path) -> BaseConfig:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -72,11 +82,18 @@ def save_trained(base: BaseConfig, experts: dict[str, list[int]], attention: boo
     config = LoraConfig(rank=3, alpha=6.0, attention=attention)
     plan = {"model_fingerprint": model_fingerprint(model), "experts": experts}
     attach(model, plan, config, seed=0)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for value in adapter_parameters(model).values():
-            value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+    give_values(model)
     return save_adapter(model, plan, config, folder)
+
+
+def restamp(folder: Path) -> None:
+    """Give an edited adapter the hashes of one that was saved like that."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["sha256"] = sha256_file(folder / "adapter.safetensors")
+    config["inputs"] = {"plan": sha256_file(folder / "plan.json")}
+    unstamped = ("kind", "schema", "versions", "config_sha256")
+    config["config_sha256"] = sha256_json({key: config[key] for key in config if key not in unstamped})
+    write_json(folder / "adapter_config.json", config)
 
 
 def plain(base: BaseConfig) -> Any:

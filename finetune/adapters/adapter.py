@@ -6,27 +6,17 @@ Writes and reads a folder: adapter.safetensors, adapter_config.json, plan.json. 
 import re
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from data_recipes.artefact import (
-    UserError,
-    read_artefact,
-    sha256_file,
-    sha256_json,
-    whole_folder,
-    write_artefact,
-)
+from data_recipes.artefact import UserError, whole_folder
 from finetune.adapters.active_adapter import (
     active_adapter,
     adapter_names,
     adapter_parameters,
-    adapter_state,
     adapters_of,
     file_name,
     place,
@@ -35,9 +25,10 @@ from finetune.adapters.active_adapter import (
     switch,
 )
 from finetune.adapters.active_adapter import adapter_disabled as adapter_disabled
+from finetune.adapters.active_adapter import adapter_state as adapter_state
+from finetune.adapters.adapter_folder import read_adapter_folder, require_base, write_adapter_files
 from finetune.adapters.linear_lora import (
     attach_linear,
-    is_linear_as,
     linear_layers,
     linear_names,
     refuse_peft_model,
@@ -48,9 +39,6 @@ from finetune.config import LoraConfig
 from finetune.model import model_fingerprint
 from finetune.moe import MoeLayer, moe_layers, router_output
 from finetune.processes import say
-
-TENSORS_FILE = "adapter.safetensors"
-ARTEFACT_HEAD = {"kind", "schema", "inputs", "versions"}
 
 
 def attach(
@@ -193,56 +181,29 @@ def save_adapter(model: nn.Module, plan: Mapping[str, Any], config: LoraConfig, 
     """Write the active adapter as a folder that is whole or absent; returns the folder.
 
     Raises:
-        UserError: no adapter is active, or it has other options than `config`; no space is left; the folder
-            holds somebody's own files.
+        UserError: no adapter is active, or it has other options than `config`; no space is left; `folder`
+            holds anything but an adapter.
     """
-    with whole_folder(folder) as partial:
+    with whole_folder(folder, "expert_adapter") as partial:
         write_adapter_files(model, plan, config, partial)
     return Path(folder)
-
-
-def write_adapter_files(model: nn.Module, plan: Mapping[str, Any], config: LoraConfig, folder: Path) -> None:
-    """Write the three files of the active adapter into an existing `folder`.
-
-    Raises:
-        UserError: no adapter is active, or it has other options than `config`.
-    """
-    state = adapter_state(model)
-    if not state:
-        raise UserError("the model has no adapter to save: attach one first")
-    name = active_adapter(model)
-    assert name is not None, "a state has an adapter"
-    adapters = [module for module in model.modules() if isinstance(module, ExpertLora)]
-    used = {adapter.config for adapter in adapters if adapter.name == name}
-    if used - {config} or not is_linear_as(model, name, config):
-        options = ", ".join(map(str, used - {config})) or "other options"
-        raise UserError(f"the adapter was attached with {options}, not with {config}")
-    save_file(state, folder / TENSORS_FILE)
-    body = {
-        **asdict(config),
-        "model_fingerprint": plan["model_fingerprint"],
-        "n_trainable": sum(value.numel() for value in state.values()),
-        "sha256": sha256_file(folder / TENSORS_FILE),
-    }
-    inputs = {"experts": sha256_json(plan["experts"])}
-    write_artefact(folder / "adapter_config.json", "expert_adapter", inputs, body)
-    plan_body = {key: value for key, value in plan.items() if key not in ARTEFACT_HEAD}
-    write_artefact(folder / "plan.json", "expert_plan", plan.get("inputs", {}), plan_body)
 
 
 def load_adapter(model: Any, folder: str | Path, name: str = "default") -> dict[str, Any]:
     """Attach the adapter saved in `folder`, bit for bit, as `name`; returns its adapter_config.json.
 
+    The folder is one of `save_adapter`, or one that our PeftModel saved.
+
     Raises:
-        UserError: a file is missing, damaged or truncated, or belongs to another model or plan.
+        UserError: a file is missing, damaged, truncated or changed, or belongs to another model or plan.
     """
     folder = Path(folder)
-    saved, plan, config, tensors = read_adapter_folder(folder)
+    saved, plan, config, tensors = read_adapter_folder(model, folder)
     require_base(folder, saved, model_fingerprint(model))
     former = active_adapter(model)
     attach(model, plan, config, seed=0, name=name)
     try:
-        _load_state(model, tensors, folder / TENSORS_FILE)
+        _load_state(model, tensors, folder)
     except UserError:
         detach(model, name)
         if former is not None:
@@ -251,61 +212,7 @@ def load_adapter(model: Any, folder: str | Path, name: str = "default") -> dict[
     return saved
 
 
-class SavedAdapter(NamedTuple):
-    """What an adapter's folder holds: adapter_config.json, plan.json, the options in it, the tensors."""
-
-    saved: dict[str, Any]
-    plan: dict[str, Any]
-    config: LoraConfig
-    tensors: dict[str, torch.Tensor]
-
-
-def read_adapter_folder(folder: Path) -> SavedAdapter:
-    """Read the three files of an adapter and hold them against each other.
-
-    Raises:
-        UserError: a file is missing, damaged or truncated, or not the one it was saved with.
-    """
-    path, keys = folder / "adapter_config.json", ("inputs", "model_fingerprint", "sha256")
-    saved = read_artefact(path, "expert_adapter", keys)
-    plan = read_artefact(folder / "plan.json", "expert_plan", ("experts",))
-    tensors_path = folder / TENSORS_FILE
-    if sha256_file(tensors_path) != saved["sha256"]:
-        raise UserError(
-            f"{tensors_path} is damaged or truncated (its sha256 differs): copy it again or train again"
-        )
-    if saved["inputs"] != {"experts": sha256_json(plan["experts"])}:
-        raise UserError(
-            f"{folder / 'plan.json'} is not the plan this adapter was trained with: copy it again"
-        )
-    if not isinstance(saved["model_fingerprint"], str):
-        raise UserError(f"{path}: its model_fingerprint is damaged: copy it again")
-    # An option that came later is not in an older file: its default is what that adapter was trained with.
-    options = {field.name: saved[field.name] for field in fields(LoraConfig) if field.name in saved}
-    try:
-        config = LoraConfig(**options)
-        problems = config.problems()
-    except TypeError:
-        problems = [f"its rank, alpha or another option is of a wrong type ({options})"]
-    if problems:
-        raise UserError(f"{path}: {'; '.join(problems)}: copy it again")
-    tensors = load_file(tensors_path)
-    for name, value in tensors.items():
-        if not torch.isfinite(value).all():
-            raise UserError(f"{tensors_path}: {name} holds values that are not finite: train it again")
-    return SavedAdapter(saved, plan, config, tensors)
-
-
-def require_base(folder: Path, saved: Mapping[str, Any], fingerprint: str) -> None:
-    """Raise UserError when the adapter in `folder` was trained on a model of another fingerprint."""
-    if fingerprint != saved["model_fingerprint"]:
-        raise UserError(
-            f"{folder} was trained on another model (fingerprint {saved['model_fingerprint'][:12]}, "
-            f"this one has {fingerprint[:12]}): load the base it was trained on"
-        )
-
-
-def _load_state(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
+def _load_state(model: nn.Module, state: Mapping[str, torch.Tensor], folder: Path) -> None:
     own = {file_name(name): value for name, value in adapter_parameters(model).items()}
     expected = {name: tuple(value.shape) for name, value in own.items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
@@ -315,7 +222,7 @@ def _load_state(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path)
     if differing:
         name = differing[0]
         raise UserError(
-            f"{path}: {len(differing)} tensor(s) do not fit this model; first {name}: "
+            f"{folder}: {len(differing)} tensor(s) do not fit this model; first {name}: "
             f"shape {found.get(name)} in the file, {expected.get(name)} expected"
         )
     with torch.no_grad():

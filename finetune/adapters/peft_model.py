@@ -25,6 +25,7 @@ from torch import nn
 
 from data_recipes.artefact import UserError
 from finetune.adapters.adapter import change_implementation, chosen_experts, count_line
+from finetune.adapters.adapter_folder import PEFT_TYPE
 from finetune.adapters.linear_lora import has_adapter, linear_layers, linear_names, start_linear
 from finetune.adapters.lora import ExpertLora, former_implementation, implementation_over
 from finetune.adapters.merge import (
@@ -39,7 +40,6 @@ from finetune.model import model_fingerprint
 from finetune.moe import moe_layers
 from finetune.processes import say
 
-PEFT_TYPE = "EXPERT_LORA"
 TESTED_PEFT = "0.21.2"
 # What this module takes from inside PEFT, and PEFT promises to nobody.
 MAPPINGS = ("PEFT_TYPE_TO_CONFIG_MAPPING", "PEFT_TYPE_TO_TUNER_MAPPING", "PEFT_TYPE_TO_PREFIX_MAPPING")

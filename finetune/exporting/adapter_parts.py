@@ -13,7 +13,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from data_recipes.artefact import UserError
-from finetune.adapters.adapter import TENSORS_FILE, adapter_parameters, attach, detach, read_adapter_folder
+from finetune.adapters.adapter import adapter_parameters, attach, detach
+from finetune.adapters.adapter_folder import read_adapter_folder
 from finetune.exporting.checkpoint_names import conversion_table, stored_as
 from finetune.exporting.layouts import (
     PREFIX,
@@ -31,21 +32,22 @@ from finetune.exporting.peft_folder import is_of_swapped_peft, scaling_of
 from finetune.moe import moe_layers
 
 
-def read_adapter(model: Any, folder: Path) -> tuple[dict[str, Any], AdapterParts]:
-    """Our adapter folder as (adapter_config.json, parts); `model` needs no weights and is left as it was.
+def read_adapter(model: Any, folder: Path, announces: bool = False) -> tuple[dict[str, Any], AdapterParts]:
+    """An adapter folder of `save_adapter` or of our PeftModel as (adapter_config.json, parts).
+
+    `model` needs no weights and is left as it was. What it holds is printed when it `announces`.
 
     Raises:
         UserError: a file is missing, damaged, or does not fit the others or the model.
     """
-    path = folder / TENSORS_FILE
-    saved, plan, config, tensors = read_adapter_folder(folder)
-    attach(model, plan, config, seed=0, announces=False)
+    saved, plan, config, tensors = read_adapter_folder(model, folder)
+    attach(model, plan, config, seed=0, announces=announces)
     try:
         own = adapter_parameters(model)
         shapes = {name: value.shape for name, value in tensors.items()}
         if wrong := sorted(name for name in own.keys() | shapes if _shape(own.get(name)) != shapes.get(name)):
             raise UserError(
-                f"{path}: {len(wrong)} tensor(s) do not fit the base, first {wrong[0]}: set --base"
+                f"{folder}: {len(wrong)} tensor(s) do not fit the base, first {wrong[0]}: set --base"
             )
         values = {id(parameter): tensors[name] for name, parameter in own.items()}
         return saved, AdapterParts(_expert_parts(model, values), _linear_parts(model, values))

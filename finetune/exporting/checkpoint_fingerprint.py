@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.adapters.adapter import require_base
+from finetune.adapters.adapter_folder import require_base
 from finetune.config import BaseConfig
 from finetune.exporting.checkpoint_names import StoredAs, conversion_table, stored_as
 from finetune.exporting.merged_checkpoint import DTYPES, OPERATIONS, Place, checkpoint_folder, read_places

@@ -80,7 +80,7 @@ def export_adapter(adapter: Path, to: str, output: Path, base: BaseConfig, check
     with_weights = check == "logits" and to in ("peft", "merged")
     model: Any = load_model(base)[0] if with_weights else skeleton(base)
     probe = _probe(model, adapter) if with_weights else None
-    saved, parts = read_adapter(model, adapter)
+    saved, parts = read_adapter(model, adapter, announces=probe is None)
     if to == "merged":
         # First of all, because it names the tensor that is wrong; to load them would fail without a name.
         planned_changes(model, parts, read_places(checkpoint_folder(base)))

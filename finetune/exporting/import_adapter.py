@@ -1,7 +1,8 @@
-"""Take an adapter of PEFT, vLLM or SGLang into our format, or an ESFT list of experts as a plan.
+"""Take an adapter of PEFT, vLLM, SGLang or our PeftModel into our format, or an ESFT list as a plan.
 
 Reads an adapter folder (the layout is told from its tensors) or an ESFT JSON, and the base; writes an adapter
-folder as training does, or a plan. What was written is read back and compared.
+folder as training does, or a plan. What was written is read back and compared; from a PeftModel of ours it is
+the same adapter bit for bit.
 
     local-experts import out/vllm --base /models/my-moe --output runs/mine/adapter
     local-experts import all_experts/ --plan runs/mine/plan.json --output DIR     # cut to a plan
@@ -23,7 +24,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from data_recipes.artefact import UserError, sha256_file, whole_folder, write_artefact
 from finetune import cli
-from finetune.adapters.adapter import attach, detach, write_adapter_files
+from finetune.adapters.adapter import attach, detach
+from finetune.adapters.adapter_folder import (
+    PEFT_TYPE,
+    peft_type,
+    read_adapter_folder,
+    require_base,
+    write_adapter_files,
+)
 from finetune.config import BaseConfig, LoraConfig
 from finetune.exporting.adapter_parts import parts_of_tensors, read_adapter
 from finetune.exporting.export import DELTA_TOLERANCE, add_base_arguments, base_of_arguments
@@ -41,7 +49,7 @@ from finetune.moe import moe_layers
 from finetune.processes import say
 from finetune.selecting.selection import read_plan
 
-PURPOSE = "read an adapter of PEFT, vLLM or SGLang, or an ESFT list of experts"
+PURPOSE = "read an adapter of PEFT, vLLM, SGLang or a PeftModel of ours, or an ESFT list of experts"
 
 
 def import_adapter(
@@ -49,36 +57,40 @@ def import_adapter(
 ) -> Path:
     """Write the adapter of the folder `source` as one of ours; returns `output`.
 
-    With `plan_path` only the plan's experts are kept, else all whose update is not zero. `is_old` says that
-    PEFT <= 0.19.0 wrote it.
+    With `plan_path` only the plan's experts are kept, else all whose update is not zero, or those that a
+    PeftModel of ours has chosen. `is_old` says that PEFT <= 0.19.0 wrote it.
 
     Raises:
         UserError: the folder is damaged, of another base, or holds what our adapter has no place for.
     """
     stamp = read_stamp(source)
-    config, tensors = read_peft_folder(source)
+    is_ours = peft_type(source) == PEFT_TYPE
+    config, tensors = read_peft_folder(source, PEFT_TYPE if is_ours else "LORA")
     model: Any = load_model(base)[0]
-    fingerprint = model_fingerprint(model)
+    fingerprint, modules = model_fingerprint(model), experts_modules(model)
     if stamp is not None and stamp["model_fingerprint"] != fingerprint:
         raise UserError(
             f"{source} was exported for another model (fingerprint {stamp['model_fingerprint'][:12]}, "
             f"this one has {fingerprint[:12]}): set --base to the model it was trained on"
         )
-    parts = parts_of_tensors(model, config, tensors, is_old)
-    modules = experts_modules(model)
-    if plan_path is None:
-        plan = _plan(_changed_experts(parts, modules), modules, fingerprint)
+    if is_ours:
+        parts, plan, lora = _of_our_peft_model(model, source, fingerprint, is_old)
     else:
+        parts, lora = parts_of_tensors(model, config, tensors, is_old), None
+        plan = _plan(_changed_experts(parts, modules), modules, fingerprint)
+    if plan_path is not None:
         plan = read_plan(plan_path, fingerprint, moe_layers(model))
     wanted = _cut(parts, plan, modules)
     if not wanted.experts:
         raise UserError(
             f"{source} changes no routed expert: there is nothing for an adapter of experts to hold"
         )
-    rank, scaling, even = evened(wanted)
-    lora = LoraConfig(rank=rank, alpha=scaling * rank, **_linear_options(even))
+    filled = wanted
+    if lora is None:
+        rank, scaling, filled = evened(wanted)
+        lora = LoraConfig(rank=rank, alpha=scaling * rank, **_linear_options(wanted))
     attach(model, plan, lora, seed=0)
-    _fill(model, even)
+    _fill(model, filled)
     with whole_folder(output, "expert_adapter") as partial:
         write_adapter_files(model, plan, lora, partial)
         detach(model)
@@ -89,8 +101,19 @@ def import_adapter(
                 f"{DELTA_TOLERANCE}): nothing is written; please report this"
             )
     n_experts = sum(map(len, plan["experts"].values()))
-    say(f"import    {n_experts} experts, rank {rank}, delta_difference {difference:.3g} -> {output}")
+    say(f"import    {n_experts} experts, rank {lora.rank}, delta_difference {difference:.3g} -> {output}")
     return output
+
+
+def _of_our_peft_model(
+    model: Any, source: Path, fingerprint: str, is_old: bool
+) -> tuple[AdapterParts, dict[str, Any], LoraConfig]:
+    """The updates, the plan and the options of an adapter that our PeftModel saved."""
+    if is_old:
+        raise UserError(f"{source} is not of the old PEFT layout: import it without --old-peft-layout")
+    adapter = read_adapter_folder(model, source)
+    require_base(source, adapter.saved, fingerprint)
+    return read_adapter(model, source)[1], adapter.plan, adapter.config
 
 
 def import_expert_list(source: Path, output: Path, base: BaseConfig) -> Path:

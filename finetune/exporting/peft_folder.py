@@ -37,6 +37,8 @@ REFUSED_SETTINGS = (
     "arrow_config",
     "kasa_config",
 )
+# PEFT's own tuner reads these; `finetune.adapters.peft_model` refuses them.
+REFUSED_ON_EXPERTS = ("rank_pattern", "alpha_pattern", "target_parameters", "exclude_modules")
 # Starts that take the update out of the base's weights: it fits no untouched base.
 REFUSED_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -138,13 +140,13 @@ def read_stamp(folder: Path) -> dict[str, Any] | None:
     return stamp
 
 
-def read_peft_folder(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """adapter_config.json and the tensors (float32) of a LoRA.
+def read_peft_folder(folder: Path, peft_type: str = "LORA") -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """adapter_config.json and the tensors (float32) of an adapter of this PEFT type.
 
     Raises:
-        UserError: a file is missing, damaged, no LoRA, or a LoRA with a setting that we do not compute.
+        UserError: a file is missing, damaged, of another type, or has a setting that we do not compute.
     """
-    config, path = read_peft_config(folder), folder / TENSORS_FILE
+    config, path = read_peft_config(folder, peft_type), folder / TENSORS_FILE
     try:
         tensors = load_file(path)
     except OSError as error:
@@ -157,11 +159,11 @@ def read_peft_folder(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tens
     return config, {name: value.float() for name, value in tensors.items()}
 
 
-def read_peft_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json of a LoRA.
+def read_peft_config(folder: Path, peft_type: str = "LORA") -> dict[str, Any]:
+    """adapter_config.json of an adapter of this PEFT type.
 
     Raises:
-        UserError: it is missing, damaged, of no LoRA, or has a setting that we do not compute.
+        UserError: it is missing, damaged, of another type, or has a setting that we do not compute.
     """
     path = folder / CONFIG_FILE
     try:
@@ -170,10 +172,11 @@ def read_peft_config(folder: Path) -> dict[str, Any]:
         raise _cannot_read(path, error) from error
     except ValueError as error:
         raise UserError(f"{path} is not whole JSON ({error}): copy it again") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type", config.get("kind")) if isinstance(config, dict) else None
-        raise UserError(f"{path} is of type {kind!r}, but a PEFT config of type 'LORA' is needed")
-    wrong = [name for name in REFUSED_SETTINGS if config.get(name)]
+    if not isinstance(config, dict) or config.get("peft_type") != peft_type:
+        found = config.get("peft_type", config.get("kind")) if isinstance(config, dict) else None
+        raise UserError(f"{path} is of type {found!r}, but a PEFT config of type {peft_type!r} is needed")
+    refused = REFUSED_SETTINGS if peft_type == "LORA" else REFUSED_SETTINGS + REFUSED_ON_EXPERTS
+    wrong = [name for name in refused if config.get(name)]
     wrong += ["bias"] if config.get("bias", "none") != "none" else []
     start = str(config.get("init_lora_weights")).lower()
     wrong += ["init_lora_weights"] if start.startswith(REFUSED_STARTS) else []

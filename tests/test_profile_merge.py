@@ -17,7 +17,6 @@ from finetune.profiling.profile import (
     profile_inputs,
     read_profile,
     read_shard,
-    require_profile_of,
     write_profile,
 )
 from finetune.profiling.profile_merge import main, merge_profiles
@@ -109,17 +108,6 @@ def test_a_missing_shard_is_named_with_its_command(shards: dict[str, Profile]) -
 def test_fewer_batches_than_shards_are_refused() -> None:
     with pytest.raises(UserError, match="there are 7 batches of rows for 8 processes or shards"):
         profiled(shard="8/8")
-
-
-def test_a_profile_of_another_model_or_tokenizer_is_refused(whole: Profile) -> None:
-    model, tokenizer = whole.head["model_fingerprint"], whole.head["tokenizer_fingerprint"]
-    require_profile_of(whole, model, tokenizer)
-    with pytest.raises(
-        UserError, match=f"another model .fingerprint {model}.*has f00.*local-experts profile"
-    ):
-        require_profile_of(whole, "f00", tokenizer)
-    with pytest.raises(UserError, match=f"another tokenizer .fingerprint {tokenizer}.*has f00"):
-        require_profile_of(whole, model, "f00")
 
 
 def test_a_profile_read_from_disk_can_be_written_again(whole: Profile, tmp_path: Path) -> None:

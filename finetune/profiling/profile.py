@@ -102,23 +102,6 @@ class Profile:
         return found
 
 
-def require_profile_of(profile: Profile, model_fingerprint: str, tokenizer_fingerprint: str) -> None:
-    """Refuse a profile of another model or tokenizer than the loaded ones.
-
-    Raises:
-        UserError: it is of another one.
-    """
-    loaded = {"model": model_fingerprint, "tokenizer": tokenizer_fingerprint}
-    for what, fingerprint in loaded.items():
-        found = profile.head[f"{what}_fingerprint"]
-        if found != fingerprint:
-            raise UserError(
-                f"the profile was made with another {what} (fingerprint {found}, the loaded one has "
-                f"{fingerprint}): set base.model to the one it was made for, or profile this one with "
-                "`local-experts profile`"
-            )
-
-
 def with_findings(profile: Profile) -> Profile:
     """A whole profile with what only the whole shows: unseen layers, and how far the replicates agree.
 

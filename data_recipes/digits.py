@@ -5,6 +5,7 @@ than the standard library's. Each fold replaces one code point by one, so that o
 """
 
 import unicodedata
+from functools import cache
 
 import regex
 
@@ -41,22 +42,17 @@ NUMBERING_SYSTEMS: dict[str, str] = {"latn": ASCII_DIGITS} | {
 }
 
 
-def _fold_table() -> dict[int, str]:
-    # Nd comes in runs of ten from zero to nine (UAX 44, section 5.7.3, and Unicode's stability policy).
+@cache
+def _table(system: str) -> dict[int, str]:
+    # Nd comes in runs of ten from zero to nine: Unicode's stability policy.
     found = [ord(digit) for digit in regex.findall(r"\p{Nd}", "".join(map(chr, range(0x110000))))]
     assert all(digit == found[i - i % 10] + i % 10 for i, digit in enumerate(found))
-    return {digit: ASCII_DIGITS[i % 10] for i, digit in enumerate(found)}
-
-
-_FOLD = _fold_table()
-_TO_SYSTEM = {
-    name: {digit: own[int(value)] for digit, value in _FOLD.items()} for name, own in NUMBERING_SYSTEMS.items()
-}
+    return {digit: NUMBERING_SYSTEMS[system][i % 10] for i, digit in enumerate(found)}
 
 
 def fold_digits(text: str) -> str:
     """Return text with the digits of every script as ASCII digits, one for one, so that offsets stay."""
-    return text if text.isascii() else text.translate(_FOLD)
+    return text if text.isascii() else text.translate(_table("latn"))
 
 
 def write_digits(text: str, system: str) -> str:
@@ -70,9 +66,11 @@ def write_digits(text: str, system: str) -> str:
     Raises:
         UserError: an unknown numbering system.
     """
-    if system not in _TO_SYSTEM:
-        raise UserError(f"unknown numbering system {system!r}: known are {', '.join(sorted(_TO_SYSTEM))}")
-    return text.translate(_TO_SYSTEM[system])
+    if system not in NUMBERING_SYSTEMS:
+        raise UserError(
+            f"unknown numbering system {system!r}: known are {', '.join(sorted(NUMBERING_SYSTEMS))}"
+        )
+    return text.translate(_table(system))
 
 
 def digit_systems(text: str) -> dict[str, int]:

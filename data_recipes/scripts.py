@@ -28,8 +28,8 @@ def script_ranges(script: str) -> tuple[tuple[int, int], ...]:
     except regex.error as error:
         raise UserError(f"unknown script {script!r}: ISO 15924 codes are like Deva, Beng, Arab") from error
     runs = [match.span() for match in pattern.finditer("".join(map(chr, range(0x110000))))]
-    if not runs:
-        raise UserError(f"no code point belongs to the script {script!r}")
+    if not runs or script in ("Zyyy", "Zinh", "Zzzz"):
+        raise UserError(f"{script!r} is no script of its own: ISO 15924 codes are like Deva, Beng, Arab")
     return tuple((start, end - 1) for start, end in runs)
 
 

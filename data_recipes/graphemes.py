@@ -9,9 +9,9 @@ import regex
 _GRAPHEME = regex.compile(r"\X")
 _WORD_BOUNDARY = regex.compile(r"\b", flags=regex.WORD | regex.V1)
 _WORD_CHARACTER = regex.compile(r"[\p{L}\p{M}\p{N}]")
-# Unicode's Sentence_Terminal has the danda, the double danda, the Urdu full stop, the Ol Chiki mucaad and the Meetei
-# Mayek cheikhei: these end a sentence with or without a space after them, where "?" and "!" may stand in an
-# address. A full stop also does not end it after one letter (an initial: "A. P. J.") or the number of a list.
+# Unicode's Sentence_Terminal has the danda, the double danda, the Urdu full stop, the Ol Chiki mucaad and the
+# Meetei Mayek cheikhei: these end a sentence with or without a space after them; "?", "!" and "." only before
+# one, as they stand in addresses too. No full stop ends it after one letter ("A. P. J.") or a list's number.
 _SENTENCE_END = regex.compile(
     r"""(?: (?: (?<! [\p{Sentence_Terminal}--.!?] ) [\p{Sentence_Terminal}--.!?]+
                 (?= [\p{Sentence_Terminal}\p{Pe}\p{Pf}"'\s\p{L}] | $ )

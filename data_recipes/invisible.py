@@ -11,8 +11,8 @@ import regex
 
 ZWNJ, ZWJ = "\u200c", "\u200d"
 _BIDI = regex.compile(r"\p{Bidi_Control}+")
-# DI, Default_Ignorable_Code_Point, is Unicode's property of what is drawn as nothing: soft hyphen, word joiner, zero-width
-# space, tags, fillers. Private use is drawn as anything, in one font only.
+# DI, Default_Ignorable_Code_Point, is Unicode's property of what is drawn as nothing: soft hyphen, word
+# joiner, zero-width space, tags, fillers. Private use is drawn as anything, in one font only.
 _JUNK_SET = (
     r"[[\p{DI}\p{Co}\p{Cs}\p{NChar}\uFFF9-\uFFFB][\p{Cc}--\p{White_Space}]--[\u200C\u200D\p{Bidi_Control}]]"
 )
@@ -35,14 +35,14 @@ _IDLE_JOINER = regex.compile(
         (?: (?! (?<= [\p{jt=L}\p{jt=D}] \p{jt=T}* ) \u200C [\u200C\u200D\p{jt=T}]* [\p{jt=R}\p{jt=D}] ) \u200C
           | (?! (?<= [\p{jt=L}\p{jt=D}] \p{jt=T}* ) )
             (?! \u200D [\u200D\p{jt=T}]* [\p{jt=R}\p{jt=D}] )
-            (?! (?<= \p{Extended_Pictographic} [\uFE0F\p{Emoji_Modifier}]* ) \u200D+ \p{Extended_Pictographic} )
+            (?! (?<= \p{ExtPict} [\uFE0F\p{Emoji_Modifier}]* ) \u200D+ \p{ExtPict} )
             \u200D )""",
     flags=regex.VERBOSE | regex.V1,
 )
 
 
 def remove_bidi_controls(text: str) -> tuple[str, int]:
-    """Return text without the marks, embeddings, overrides and isolates of text direction, and their number."""
+    """Return text without the controls of text direction (marks, overrides, isolates), and their number."""
     cleaned = _BIDI.sub("", text)
     return cleaned, len(text) - len(cleaned)
 

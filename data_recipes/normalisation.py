@@ -88,8 +88,8 @@ _DASHES = str.maketrans(dict.fromkeys("‐‑‒–—―−", "-"))
 _LINE_END = regex.compile(r"\r\n|[\r\v\f\x85\u2028\u2029]")
 _SPACE = regex.compile(r"[\p{White_Space}--[ \t\n\r\v\f\x85\u2028\u2029]]", flags=regex.V1)
 _SPACES = regex.compile(r"\p{White_Space}+")
-# The scripts whose sentences end in a danda today. A pipe is one only where every pipe of the line closes a sentence
-# and the last one closes the line, so that tables and shell commands stay.
+# The scripts whose sentences end in a danda today. A pipe is one only where every pipe of the line closes a
+# sentence and the last one closes the line, so that tables and shell commands stay.
 _PIPE = regex.compile(
     r"(?<=[\p{Deva}\p{Beng}\p{Guru}\p{Orya}] ?)\|\|?(?=\s|[\"'”’)]*$)", flags=regex.MULTILINE
 )
@@ -194,14 +194,15 @@ def _count_points(rule: str, old: str, new: str, changes: Counter[str]) -> str:
 
 def _danda(text: str, changes: Counter[str]) -> str:
     def sentence_ends(match: regex.Match[str]) -> str:
-        line = _PIPE.sub(lambda pipe: "॥" if len(pipe.group()) == 2 else "।", match.group())
-        return match.group() if "|" in line else line
+        line, changed = _PIPE.subn(lambda pipe: "॥" if len(pipe.group()) == 2 else "।", match.group())
+        if "|" in line:
+            return match.group()
+        changes["danda"] += changed
+        return line
 
-    piped = _PIPED_LINE.sub(sentence_ends, text)
-    changes += Counter(danda=text.count("|") - piped.count("|"))
-    piped, doubled = _TWO_DANDAS.subn("॥", piped)
-    changes += Counter(danda=doubled)
-    return piped
+    text, changed = _TWO_DANDAS.subn("॥", _PIPED_LINE.sub(sentence_ends, text))
+    changes += Counter(danda=changed)
+    return text
 
 
 def _white_space(text: str, policy: TextPolicy, changes: Counter[str]) -> str:

@@ -165,7 +165,8 @@ def tool_label(tag: str, tool: str) -> str:
     others = [other.tag for other in forms_of(form.code) if tool in other.tools]
     instead = f"it covers {', '.join(others)}" if others else "it covers no form of this language"
     raise UserError(
-        f"unsupported: {tool} does not cover {language(form.code).name} in {form.script} ({form.tag}); {instead}"
+        f"unsupported: {tool} does not cover {language(form.code).name} in {form.script} ({form.tag}); "
+        f"{instead}"
     )
 
 
@@ -196,8 +197,8 @@ def plural_categories(tag: str) -> tuple[str, ...]:
     """Return the form's cardinal plural categories in CLDR's order, "other" last.
 
     Raises:
-        UserError: Babel does not cover the form, or its CLDR has no plural rules for the language (Babel 2.18:
-            kok, mai, mni, sa); Babel itself answers "other" then, as if there were no plural.
+        UserError: Babel does not cover the form, or its CLDR has no plural rules for the language (Babel
+            2.18: kok, mai, mni, sa); Babel itself answers "other" then, as if there were no plural.
     """
     from babel import Locale
 

@@ -7,9 +7,9 @@ NFKC, no lower case, and no visible look-alike is replaced. Applying a policy tw
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args, get_type_hints
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_type_hints
 
 import regex
 
@@ -18,8 +18,6 @@ from data_recipes.digits import write_digits
 from data_recipes.invisible import drop_idle_joiners, remove_bidi_controls, remove_junk
 from data_recipes.spellings import prefer_spellings
 from data_recipes.written_forms import WrittenForm
-
-VERSION = 1  # raise it when the same policy gives other text: it stands on every row
 
 
 @dataclass(frozen=True)
@@ -121,26 +119,29 @@ def apply_policy(text: str, policy: TextPolicy, form: WrittenForm | None = None)
     return Normalised(text, dict(sorted(changes.items())))
 
 
-def normalise_rows(
-    rows: Iterable[dict[str, Any]], policy: TextPolicy, form: WrittenForm | None = None
-) -> Iterator[dict[str, Any]]:
-    """Yield rows with the text of their messages under a policy; each carries the policy and its counts.
+def apply_outside(
+    text: str, policy: TextPolicy, form: WrittenForm | None, spans: Iterable[tuple[int, int]]
+) -> Normalised:
+    """Return `text` under a policy with the spans of it (start, end) left as they are, byte for byte.
 
-    A message whose content is not a string (tool calls, parts) is passed on as it is.
+    What lies between two spans is a text of its own, so white space cannot be collapsed here: it would glue
+    words to spans.
+
+    Raises:
+        UserError: as `apply_policy`; spans and white_space="collapse".
     """
-    for row in rows:
-        changes: Counter[str] = Counter()
-        messages = []
-        for message in row["messages"]:
-            content = message.get("content")
-            if isinstance(content, str):
-                done = apply_policy(content, policy, form)
-                changes.update(done.changes)
-                message = message | {"content": done.text}
-            messages.append(message)
-        checks = {"policy": asdict(policy), "changes": dict(sorted(changes.items()))}
-        record = {"name": "text", "version": VERSION, "checks": checks}
-        yield row | {"messages": messages, "transforms": [*row.get("transforms", []), record]}
+    changes: Counter[str] = Counter()
+    pieces, at = [], 0
+    for start, end in [*sorted(spans), (len(text), len(text))]:
+        if at == 0 and start < len(text) and policy.white_space == "collapse":
+            raise UserError(
+                'text policy: white_space="collapse" needs the whole text; with spans use "plain"'
+            )
+        done = apply_policy(text[at:start], policy, form)
+        changes.update(done.changes)
+        pieces += [done.text, text[start:end]]
+        at = end
+    return Normalised("".join(pieces), dict(sorted(changes.items())))
 
 
 def _one_pass(text: str, policy: TextPolicy, form: WrittenForm | None, changes: Counter[str]) -> str:

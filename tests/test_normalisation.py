@@ -1,7 +1,6 @@
 """Each policy changes what it says and counts it; what is drawn stays, and a second time changes nothing."""
 
 import dataclasses
-import json
 import random
 import unicodedata
 
@@ -10,7 +9,7 @@ from text_policies import CHARACTERS, HINDI, IGNORABLE, POLICIES
 
 from data_recipes.artefact import UserError
 from data_recipes.invisible import ZWJ, ZWNJ
-from data_recipes.normalisation import TextPolicy, apply_policy, normalise_rows
+from data_recipes.normalisation import TextPolicy, apply_outside, apply_policy
 from data_recipes.text import normalise
 from data_recipes.written_forms import written_form
 
@@ -212,26 +211,12 @@ def test_all_wrong_values_of_a_policy_are_named_together():
     )
 
 
-def test_rows_carry_the_policy_and_its_counts_and_the_given_rows_stay():
-    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
-    row = {
-        "id": "1",
-        "language": "hi",
-        "messages": [{"role": "user", "content": "\u200b\u0958 ७\r\n"}, call],
-        "transforms": [{"name": "translate", "version": 1, "checks": {}}],
-    }
-    before = json.dumps(row)
-    (done,) = normalise_rows([row], TextPolicy(digits="ascii"))
-    assert json.dumps(row) == before
-    assert [m["content"] for m in done["messages"]] == ["\u0915\u093c 7\n", None]
-    assert done["messages"][1] == call and done["id"] == "1"
-    assert done["transforms"][0] == row["transforms"][0]
-    record = json.loads(json.dumps(done["transforms"][1]))
-    assert record["name"] == "text" and record["version"] == 1
-    assert record["checks"]["changes"] == {
-        "digits": 1,
-        "line_ends": 1,
-        "unicode_form": 1,
-        "zero_width_space": 1,
-    }
-    assert record["checks"]["policy"]["digits"] == "ascii"
+def test_spans_stay_byte_for_byte_and_the_text_around_them_changes():
+    sample = "\u0958 `\u0958 7\u200b` ७\u200b {n}"
+    spans = [(2, 8), (12, 15)]
+    done = apply_outside(sample, TextPolicy(digits="ascii"), None, spans)
+    assert done.text == "\u0915\u093c `\u0958 7\u200b` 7 {n}"
+    assert done.changes == {"digits": 1, "unicode_form": 1, "zero_width_space": 1}
+    assert apply_outside(sample, TextPolicy(), None, []) == apply_policy(sample, TextPolicy())
+    with pytest.raises(UserError, match='white_space="collapse" needs the whole text'):
+        apply_outside(sample, TextPolicy(white_space="collapse"), None, spans)

@@ -130,17 +130,16 @@ def apply_outside(
     Raises:
         UserError: as `apply_policy`; spans and white_space="collapse".
     """
+    ordered = sorted(spans)
+    if ordered and policy.white_space == "collapse":
+        raise UserError('text policy: white_space="collapse" needs the whole text; with spans use "plain"')
     changes: Counter[str] = Counter()
     pieces, at = [], 0
-    for start, end in [*sorted(spans), (len(text), len(text))]:
-        if at == 0 and start < len(text) and policy.white_space == "collapse":
-            raise UserError(
-                'text policy: white_space="collapse" needs the whole text; with spans use "plain"'
-            )
+    for start, end in [*ordered, (len(text), len(text))]:
         done = apply_policy(text[at:start], policy, form)
         changes.update(done.changes)
-        pieces += [done.text, text[start:end]]
-        at = end
+        pieces += [done.text, text[max(at, start) : end]]  # spans may overlap
+        at = max(at, end)
     return Normalised("".join(pieces), dict(sorted(changes.items())))
 
 

@@ -1,4 +1,4 @@
-"""Rows carry what was done to their text; those that were decoded wrongly or hold nothing are dropped by reason."""
+"""Rows carry what was done to their text; those decoded wrongly or empty are dropped with the reason."""
 
 import json
 import re

@@ -1,7 +1,7 @@
 """The languages this project knows: English and the 22 scheduled languages of India.
 
 Reads nothing, writes nothing. One row a language; every other file asks here for a name, a script or a
-locale.
+locale. `written_forms` has the other scripts of each, and what tools call them.
 """
 
 from dataclasses import dataclass

@@ -11,18 +11,17 @@ import hashlib
 import json
 import math
 import random
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
-import regex
 import yaml
 
 from data_recipes import locale_facts, sources
 from data_recipes.artefact import UserError
+from data_recipes.digits import fold_digits
 from data_recipes.languages import language
 from data_recipes.text import normalise
 
@@ -215,12 +214,6 @@ def phrasings(code: str) -> dict[str, list[str]]:
             "example of hi.yaml (one list of sentences a task, the last one kept for testing)"
         )
     return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def fold_digits(text: str) -> str:
-    """Return text with the digits of every script as ASCII digits, one for one, so that offsets stay."""
-    # `regex` knows digits of newer Unicode than Python does: those stay as they are.
-    return regex.sub(r"\p{Nd}", lambda match: str(unicodedata.decimal(match.group(), match.group())), text)
 
 
 def check(checker: str, language: str, value: str, answer: str) -> bool:

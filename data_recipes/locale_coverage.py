@@ -88,7 +88,7 @@ def _corrected(fact: str, tag: str) -> bool:
         in_lakhs = locale.currency_formats["standard"].grouping == _IN_LAKHS
         return not in_lakhs or override("rupee_pattern", tag) is not None
     if fact == "compact":
-        patterns = locale.compact_decimal_formats["long"].get("other", {})
+        patterns = locale.compact_decimal_formats.get("long", {}).get("other", {})
         babels = {value: str(pattern.pattern).lstrip("0 ") for value, pattern in patterns.items()}
         return any(babels.get(str(scale.value)) != scale.other for scale in scales(tag))
     if fact in ("time_12", "time_words"):
@@ -136,11 +136,8 @@ def task_reach(tag: str) -> dict[str, str]:
     tag = canonical_tag(tag)
     code = "en" if tag == "en-IN" else tag
     asked = (files("data_recipes") / "phrasings" / f"{code}.yaml").is_file()
-    facts = supported_facts(tag)
-    return {
-        task: "no" if not facts[fact] else "yes" if asked else "phrasings"
-        for task, fact in TASK_FACTS.items()
-    }
+    facts, answered = supported_facts(tag), "yes" if asked else "phrasings"
+    return {task: answered if facts[fact] else "no" for task, fact in TASK_FACTS.items()}
 
 
 def _table(header: str, columns: list[str], cell: Callable[[str, str], str]) -> list[str]:
@@ -155,16 +152,15 @@ def coverage_page() -> str:
         f"{tag} {scale.other}" for tag in TAGS for scale in reversed(scales(tag)) if not scale.reviewed
     ]
     refused = [f"- {tag}: {why}" for tag, why in overrides()["scales_unsupported"].items()]
-    refused += [
-        f"- {tag}, {fact}: {why}"
-        for tag, facts in overrides()["withheld"].items()
-        for fact, why in facts.items()
-    ]
+    for tag, facts in overrides()["withheld"].items():
+        refused += [f"- {tag}, {fact}: {why}" for fact, why in facts.items()]
     lines = [
         "# Locale facts by language",
         "",
-        "Written by `python -m data_recipes.locale_coverage`; a test holds it to the code. CLDR: as Babel has it. override: from",
-        "`locale_overrides.yaml`, with its source there. unsupported: no checked source, so nothing is written and no other language's is.",
+        "Written by `python -m data_recipes.locale_coverage`; a test holds it to the code. CLDR: as Babel has",
+        "it. override: from `locale_overrides.yaml`, with its source there, or written by hand in",
+        "`locale_facts.py`. unsupported: no checked source, so nothing is written, least of all in another",
+        "language.",
         "No row has been reviewed by a speaker of its language yet.",
         "",
         *_table("tag", list(FACTS), source_of),
@@ -177,8 +173,9 @@ def coverage_page() -> str:
         "",
         "## Which locale tasks they could serve",
         "",
-        "yes: facts and phrasings are there. phrasings: a speaker must write `phrasings/<language>.yaml`. no: no checked fact. `ui` depends",
-        "on Django's catalogues alone. A dataset must name a code of `languages.py`: `hi-Latn` is not one yet.",
+        "yes: facts and phrasings are there. phrasings: a speaker must write `phrasings/<language>.yaml`. no:",
+        "no checked fact. `ui` depends on Django's catalogues alone. A recipe names a code of `languages.py`:",
+        "`hi-Latn` is not one.",
         "",
         *_table("tag", list(TASK_FACTS), lambda task, tag: reach[tag][task]),
         "",

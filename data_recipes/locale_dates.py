@@ -73,7 +73,7 @@ def weekday_names(tag: str) -> tuple[str, ...] | None:
 
 @cache
 def day_halves(tag: str) -> tuple[str, str] | None:
-    """Return the marks of the twelve-hour clock, before and after noon, in the tag's script; `None` without."""
+    """Return the marks of the twelve-hour clock, before and after noon; `None` outside the tag's script."""
     corrected = override("day_halves", tag)
     if corrected:
         return corrected["am"], corrected["pm"]
@@ -111,9 +111,8 @@ def format_time(
     """
     system, time, locale = digit_system(tag, digits), datetime.time(hour, minute), babel_locale(tag)
     if clock == "24":
-        return write_digits(
-            babel_format_time(time, str(locale.datetime_skeletons["Hm"]), locale=locale), system
-        )
+        text = babel_format_time(time, str(locale.datetime_skeletons["Hm"]), locale=locale)
+        return write_digits(text, system)
     if clock == "words":
         word, pattern = _day_period(time, tag), str(locale.datetime_skeletons["Bhm"])
     else:

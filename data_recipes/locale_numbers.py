@@ -1,4 +1,4 @@
-"""Numbers and rupees as they are written in India: lakhs and crores by grouping and by word, in either digits.
+"""Numbers and rupees as written in India: lakhs and crores by grouping and by word, in either digits.
 
 Reads the tables of `locale_tables`; writes nothing. The same tables serve `locale_parsing`, which reads such
 text back. A fact that no checked source holds is `None`, never another language's.

@@ -119,7 +119,7 @@ def parse_number(text: str, tag: str) -> Decimal | None:
 
 @cache
 def rupee_words(tag: str) -> frozenset[str]:
-    """Return the words for the rupee that an answer may use: the noun of CLDR's names of it, and the table's own."""
+    """Return the words for the rupee that are read: the noun of CLDR's names of it, and the table's own."""
     names = [get_currency_name("INR", count, babel_locale(tag)) for count in (None, 1, 2)]
     nouns = [put_right(name, tag).split()[-1].lower() for name in names]
     return frozenset([*nouns, *map(normalise, override("rupee_words", tag) or ())])

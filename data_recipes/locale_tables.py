@@ -1,4 +1,4 @@
-"""What each tag's formatters and parsers stand on: its Babel locale, its digits, its scale words, its overrides.
+"""What each tag's formatters and parsers stand on: Babel locale, digits, scale words, overrides.
 
 Reads Babel's data and `locale_overrides.yaml` beside this file, where each entry has its source; writes
 nothing. The tags are the 22 scheduled languages as they are written in India, `en-IN` and `hi-Latn`.

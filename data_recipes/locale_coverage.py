@@ -148,17 +148,15 @@ def _table(header: str, columns: list[str], cell: Callable[[str, str], str]) -> 
 def coverage_page() -> str:
     """Return the page of coverage in Markdown: tags by facts, then tags by tasks."""
     reach = {tag: task_reach(tag) for tag in TAGS}
-    unreviewed = [
-        f"{tag} {scale.other}" for tag in TAGS for scale in reversed(scales(tag)) if not scale.reviewed
-    ]
+    weak = [f"{tag} {scale.other}" for tag in TAGS for scale in reversed(scales(tag)) if scale.weak]
     refused = [f"- {tag}: {why}" for tag, why in overrides()["scales_unsupported"].items()]
     for tag, facts in overrides()["withheld"].items():
         refused += [f"- {tag}, {fact}: {why}" for fact, why in facts.items()]
     lines = [
         "# Locale facts by language",
         "",
-        "Written by `python -m data_recipes.locale_coverage`; a test holds it to the code. CLDR: as Babel has",
-        "it. override: from `locale_overrides.yaml`, with its source there, or written by hand in",
+        "Written by `python -m data_recipes.locale_coverage`; a test holds it to the code. CLDR: as Babel",
+        "has it. override: from `locale_overrides.yaml`, with its source there, or written by hand in",
         "`locale_facts.py`. unsupported: no checked source, so nothing is written, least of all in another",
         "language.",
         "No row has been reviewed by a speaker of its language yet.",
@@ -169,13 +167,13 @@ def coverage_page() -> str:
         "",
         *refused,
         "",
-        f"Scale words that one source and everyday use vouch for: {', '.join(unreviewed)}.",
+        f"Scale words that one source and everyday use vouch for: {', '.join(weak)}.",
         "",
         "## Which locale tasks they could serve",
         "",
-        "yes: facts and phrasings are there. phrasings: a speaker must write `phrasings/<language>.yaml`. no:",
-        "no checked fact. `ui` depends on Django's catalogues alone. A recipe names a code of `languages.py`:",
-        "`hi-Latn` is not one.",
+        "yes: facts and phrasings are there. phrasings: a speaker must write `phrasings/<language>.yaml`.",
+        "no: no checked fact. `ui` depends on Django's catalogues alone. A recipe names a code of",
+        "`languages.py`: `hi-Latn` is not one.",
         "",
         *_table("tag", list(TASK_FACTS), lambda task, tag: reach[tag][task]),
         "",

@@ -12,7 +12,8 @@ from data_recipes.locale_tables import Scale, babel_locale, digit_system, exact,
 
 # The signs of a number in Arabic digits; the minus sign is plain everywhere (see locale_overrides.yaml).
 _ARABIC = ("arab", "arabext")
-_PRECISE = Context(prec=100, rounding=ROUND_HALF_UP)  # the default's 28 digits would round a long amount
+# The default context would round what has more than 28 digits; 60 and 60 may come in, and a scale with them.
+_PRECISE = Context(prec=200, rounding=ROUND_HALF_UP)
 
 
 def grouped(digits: str) -> str:
@@ -24,7 +25,7 @@ def grouped(digits: str) -> str:
 
 def _written(number: Decimal, n_decimals: int, tag: str, digits: str | None) -> str:
     """Return a number with at least `n_decimals` decimals; more where it has more."""
-    whole, _, decimals = f"{abs(number):f}".partition(".")
+    whole, _, decimals = f"{number.copy_abs():f}".partition(".")
     decimals = decimals.ljust(n_decimals, "0")
     text = grouped(whole) + (f".{decimals}" if decimals else "")
     system = digit_system(tag, digits)
@@ -108,7 +109,7 @@ def format_compact(
     number = exact(value)
     if not scales(tag):
         return None
-    scale = _scale_for(abs(number), tag, n_decimals)
+    scale = _scale_for(number.copy_abs(), tag, n_decimals)
     count = rounded(_PRECISE.divide(number, Decimal(scale.value if scale else 1)), n_decimals)
     text = _written(count, 0, tag, digits)
     if rupees:

@@ -5,7 +5,7 @@ plainly one number is `None`: a checker must not guess in an answer's favour.
 """
 
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 from functools import cache
 
 import regex
@@ -24,6 +24,8 @@ from data_recipes.locale_tables import (
 )
 from data_recipes.text import normalise
 
+MAX_CHARACTERS = 200  # a longer text is no number, and is not looked at
+_PRECISE = Context(prec=2 * MAX_CHARACTERS)  # the default context would round what has more than 28 digits
 _BIDI_MARKS = regex.compile("[\u200e\u200f\u061c]")
 _SIGN = regex.compile("^[-\u2212] ?")
 _FULL_STOP = regex.compile(r"(?<=.)[.।۔]$")
@@ -44,7 +46,7 @@ class _Term:
 
 
 def _cleaned(text: str) -> str:
-    return _FULL_STOP.sub("", normalise(_BIDI_MARKS.sub("", text)))
+    return _FULL_STOP.sub("", normalise(_BIDI_MARKS.sub("", text))) if len(text) <= MAX_CHARACTERS else ""
 
 
 def _numeral(text: str, tag: str) -> Decimal | None:
@@ -111,10 +113,12 @@ def parse_number(text: str, tag: str) -> Decimal | None:
         return None
     for before, after in zip(terms, terms[1:], strict=False):
         # Each later part counts what is left below the scale of the one before: 1 crore 20 lakh.
-        if before.number % 1 or after.number * after.scale >= before.scale:
+        if before.number != int(before.number) or after.number * after.scale >= before.scale:
             return None
-    size = sum((term.number * term.scale for term in terms), Decimal(0))
-    return -size if body != cleaned else size
+    size = Decimal(0)
+    for term in terms:
+        size = _PRECISE.fma(term.number, Decimal(term.scale), size)
+    return size.copy_negate() if body != cleaned else size
 
 
 @cache

@@ -28,6 +28,7 @@ SCALE_VALUES: dict[str, int] = {
     "kharab": 10**11,
     "lakh_crore": 10**12,
 }
+MAX_DIGITS = 60
 # Babel knows these four apart from the same language elsewhere: the rupee's place, digits, spellings.
 _INDIAN_LOCALES = {"en-IN": "en_IN", "bn": "bn_IN", "ne": "ne_IN", "ur": "ur_IN", "hi-Latn": "hi_Latn"}
 
@@ -41,7 +42,7 @@ class Scale:
     other: str
     also: tuple[str, ...]  # read in an answer, never written
     source: str
-    reviewed: bool  # False: no speaker of the language has looked at it, and one source alone has it
+    weak: bool  # vouched for by one doubtful source and everyday use
 
 
 def canonical_tag(tag: str) -> str:
@@ -113,8 +114,8 @@ def scales(tag: str) -> tuple[Scale, ...]:
         other = normalise(entry["other"])
         one = normalise(entry.get("one", other))
         also = tuple(normalise(word) for word in entry.get("also", ()))
-        reviewed = entry.get("reviewed", True)
-        found.append(Scale(SCALE_VALUES[name], one, other, also, entry["source"], reviewed))
+        weak = entry.get("weak", False)
+        found.append(Scale(SCALE_VALUES[name], one, other, also, entry["source"], weak))
     return tuple(sorted(found, key=lambda scale: -scale.value))
 
 
@@ -134,10 +135,16 @@ def exact(value: int | Decimal) -> Decimal:
     """Return a value as a decimal number.
 
     Raises:
-        UserError: a float, whose digits are not those that were written, or not a finite number.
+        UserError: a float, whose digits are not those that were written; not a finite number; or one with
+            more than `MAX_DIGITS` digits before or after its point.
     """
     if isinstance(value, bool) or not isinstance(value, int | Decimal) or not Decimal(value).is_finite():
         raise UserError(
             f"{value!r} is not an exact number: pass an int, or a Decimal made of text, Decimal('0.1')"
         )
-    return Decimal(value)
+    number = Decimal(value)
+    if number.adjusted() >= MAX_DIGITS or int(number.as_tuple().exponent) < -MAX_DIGITS:
+        raise UserError(
+            f"a number of more than {MAX_DIGITS} digits before or after its point is no amount: {number:.3e}"
+        )
+    return number

@@ -30,7 +30,7 @@ def _code(tag: str) -> str:
 
 
 def format_in_words(number: int, tag: str) -> str | None:
-    """Return a whole number in words, up to 99 crore and on; `None` where one source alone has the words.
+    """Return a whole number in words, up to nine digits; `None` where one source alone has the words.
 
     `locale_facts.number_words` also gives those of one unchecked source; these were laid beside a second.
     """

@@ -57,7 +57,9 @@ def format_date(
 
 @cache
 def month_names(tag: str, width: Literal["wide", "abbreviated"] = "wide") -> tuple[str, ...] | None:
-    """Return the twelve names of the months inside a date; `None` where one is not in the tag's script."""
+    """Return the twelve names of the months inside a date; `None` where the tag lacks them."""
+    if width == "abbreviated" and withheld("date_medium", tag):
+        return None
     months = babel_locale(tag).months["format"][width]
     names = tuple(put_right(months[number], tag) for number in range(1, 13))
     return names if all(in_own_script(name, tag) for name in names) else None
@@ -118,7 +120,8 @@ def format_time(
     else:
         halves = day_halves(tag)
         word = halves[hour >= 12] if halves else None
-        pattern = str(locale.datetime_skeletons["hm"])
+        short = str(locale.time_formats["short"].pattern)  # on the clock that the locale prefers
+        pattern = short if "a" in short else str(locale.datetime_skeletons["hm"])
     if word is None:
         return None
     pattern = regex.sub("[aB]+", "'\N{OBJECT REPLACEMENT CHARACTER}'", pattern)

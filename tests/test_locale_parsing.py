@@ -226,6 +226,8 @@ def test_dates_are_read_back_where_they_name_a_century(tag):
         ("15/8/47", "hi", None),  # no century
         ("১৫ अगस्त 1947", "hi", None),
         ("15 August 1947", "hi", None),
+        ("१५ अगस्तमासः १९४७", "sa", (1947, 8, 15)),
+        ("१५ अगस्त: १९४७", "sa", None),  # CLDR's short month, which is not taken
     ],
 )
 def test_a_date_is_read_in_the_forms_of_its_language_alone(text, tag, day):

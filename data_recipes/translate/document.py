@@ -154,9 +154,18 @@ def _inline(content: str, html_only: bool, references: dict[str, Any]) -> tuple[
     parser = html_parser() if html_only else markdown_parser()
     tokens = parser.inline.parse(content, parser, environment, [])
     for token in tokens:
-        at = token.meta.get("at")
-        if at and (token.type != "text" or not token.content):  # an emphasis sign that found its partner
-            found.append(Span(*at, "markup", token.nesting))
+        if "at" in token.meta and token.nesting:  # an emphasis sign that found its partner
+            start, end = token.meta["at"]
+            # Of ** markdown-it makes one token of the inner sign and empties the outer one.
+            outer = 1 if token.type.startswith("strong") else 0
+            found.append(
+                Span(
+                    start - outer * (token.nesting == 1),
+                    end + outer * (token.nesting == -1),
+                    "markup",
+                    token.nesting,
+                )
+            )
     elements: list[Span] = []
     cursor = 0
     for span in sorted(found, key=lambda span: (span.start, -span.end)):

@@ -153,7 +153,14 @@ def _link_rule(rule: Rule) -> Rule:
         label_end = state.md.helpers.parseLinkLabel(state, start, True)
         if not rule(state, silent):
             return False
-        state.env["spans"] += [Span(start, start + 1, "markup", 1), Span(label_end, state.pos, "markup", -1)]
+        if state.src[label_end : state.pos] in ("]", "][]"):
+            # [name] of a definition elsewhere: the words are its name, so they are kept.
+            state.env["spans"].append(Span(start, state.pos, "markup"))
+        else:
+            state.env["spans"] += [
+                Span(start, start + 1, "markup", 1),
+                Span(label_end, state.pos, "markup", -1),
+            ]
         return True
 
     return link

@@ -1,7 +1,7 @@
 """What the teacher sees: prose with a mark in the place of each span that must survive, and the way back.
 
-A piece is a run of elements of a parsed text: a whole message, a paragraph, a sentence. Lines that end inside a
-paragraph stay line ends for the teacher; what stands between two paragraphs is one mark on a line of its own.
+A piece is a run of elements of a parsed text: a whole message, a paragraph, a sentence. Line ends inside a
+paragraph stay line ends for the teacher; what stands between two paragraphs is one mark on its own line.
 Reads nothing, writes nothing.
 """
 
@@ -23,6 +23,7 @@ Digits = Literal["keep", "native", "any"]
 # Each holds {n}. The first is the least likely to stand in a text; tags and brackets are what models were
 # trained to keep.
 MASK_FORMS = ("⟦{n}⟧", "<x{n}/>", "[[{n}]]", "@@{n}@@")
+_LINE_END = regex.compile(r"[ \t]*\r?\n[ \t]*")
 _LETTER = regex.compile(r"\p{L}")
 _SENTENCE_END = regex.compile(r"""[.!?।॥؟۔][\])"'’”»*_]*\s+""")
 _APART = frozenset(" -–—\u00a0\u202f")  # between two numbers that are one: +91 98765 43210, 10-12
@@ -62,7 +63,7 @@ def has_prose(document: Document, elements: Sequence[Span]) -> bool:
 
 
 def message_elements(document: Document) -> list[Span]:
-    """Return the elements of a whole message: those of its blocks of prose, with "glue" between two blocks."""
+    """Return the elements of a message: those of its blocks of prose, with "glue" between two of them."""
     elements: list[Span] = []
     for block in document.blocks:
         if not has_prose(document, block.elements):
@@ -70,7 +71,7 @@ def message_elements(document: Document) -> list[Span]:
         if elements:
             elements.append(Span(elements[-1].end, block.start, "glue"))
         elements += trimmed(document, block.elements)
-    # Trimming leaves gaps at both ends of a block: the glue closes them.
+    # Trimming leaves gaps at both ends of a block: the glue takes them in.
     for i, element in enumerate(elements):
         if element.kind == "glue":
             elements[i] = Span(elements[i - 1].end, elements[i + 1].start, "glue")
@@ -78,19 +79,35 @@ def message_elements(document: Document) -> list[Span]:
 
 
 def trimmed(document: Document, elements: Sequence[Span]) -> list[Span]:
-    """Leave out what encloses a whole piece (`**...**`, `<b>...</b>`), and breaks at its ends."""
+    """Leave out white space at both ends, and signs that enclose the whole: `**...**`, `<b>...</b>`."""
     kept = list(elements)
-    while kept and kept[0].kind == "break":
-        kept = kept[1:]
-    while kept and kept[-1].kind == "break":
-        kept = kept[:-1]
+    while kept and (kept[0].kind == "break" or _stripped(document, kept[0]) is None):
+        del kept[0]
+    while kept and (kept[-1].kind == "break" or _stripped(document, kept[-1]) is None):
+        del kept[-1]
+    if not kept:
+        return kept
     sides = [element.side for element in kept]
     if len(kept) > 2 and sides[0] == 1 and sides[-1] == -1 and all(_depths(sides)[:-1]):
         return trimmed(document, kept[1:-1])
-    two = len(kept) > 4 and kept[0].kind == kept[1].kind == kept[-1].kind == kept[-2].kind == "markup"
-    if two and sides[:2] == [0, 1] and sides[-2:] == [-1, 0] and all(_depths(sides)[1:-2]):
-        return trimmed(document, kept[2:-2])  # ** is two signs: one that carries the side, one that is empty
-    return kept
+    first, last = _stripped(document, kept[0]), _stripped(document, kept[-1])
+    assert first is not None and last is not None
+    if len(kept) == 1:
+        return [Span(first.start, last.end, first.kind, first.side)]
+    start, end = (
+        Span(first.start, kept[0].end, first.kind, first.side),
+        Span(kept[-1].start, last.end, last.kind, last.side),
+    )
+    return [start, *kept[1:-1], end]
+
+
+def _stripped(document: Document, element: Span) -> Span | None:
+    """A text without white space at its ends, None when nothing is left; any other element as it is."""
+    if element.kind != "text":
+        return element
+    text = document.text[element.start : element.end]
+    start = element.start + len(text) - len(text.lstrip())
+    return Span(start, start + len(text.strip()), "text") if text.strip() else None
 
 
 def _depths(sides: Sequence[int]) -> list[int]:
@@ -148,7 +165,7 @@ def mask(
         form: one of `unused_forms`.
         digits: "keep" masks numbers as they are, "native" masks them and gives them back in the digits of
             `script`, "any" leaves them to the teacher.
-        framed: put a mark before and after all: what a teacher says outside of the two is not the translation.
+        framed: put a mark before and after all: words outside of the two are not the translation.
     """
     shown: list[str] = []
     marks: list[Mark] = [Mark("")] if framed else []
@@ -179,21 +196,23 @@ def mask(
 
 def _runs(document: Document, elements: Sequence[Span], digits: Digits) -> list[list[Span]]:
     """Group the elements: spans that touch, and numbers with one space or dash between them, go together."""
+
+    def numeric(element: Span) -> bool:
+        return element.kind in NUMERIC
+
+    def masked(element: Span) -> bool:
+        seen = element.kind in ("text", "break", "glue")
+        return not seen and not (digits == "any" and numeric(element))
+
     runs: list[list[Span]] = []
     for i, element in enumerate(elements):
-        alone = element.kind in ("break", "glue") or (digits == "any" and element.kind in NUMERIC)
-        before = runs[-1][-1] if runs else None
-        joins = before is not None and before.kind not in ("text", "break", "glue")
-        joins = joins and not (digits == "any" and before is not None and before.kind in NUMERIC)
-        between = document.text[element.start : element.end]
-        is_link = element.kind == "text" and len(between) == 1 and between in _APART
-        if is_link and joins and 0 < i < len(elements) - 1 and not alone:
-            assert before is not None
-            is_link = before.kind in NUMERIC and elements[i + 1].kind in NUMERIC
-            if is_link:
-                runs[-1].append(Span(element.start, element.end, "number"))
-                continue
-        if joins and not alone and element.kind != "text":
+        joins = bool(runs) and masked(runs[-1][-1])
+        between_numbers = (
+            joins and numeric(runs[-1][-1]) and i + 1 < len(elements) and numeric(elements[i + 1])
+        )
+        if between_numbers and document.text[element.start : element.end] in _APART:
+            runs[-1].append(Span(element.start, element.end, "number"))
+        elif joins and masked(element):
             runs[-1].append(element)
         else:
             runs.append([element])
@@ -213,8 +232,8 @@ def _side(run: Sequence[Span]) -> int:
 def restore(masked: Masked, reply: str) -> str:
     """Put the spans back in the place of their marks.
 
-    Raises: Mismatch with the check "reply" (empty), "placeholders" (a mark missing, doubled, made up or out of
-        order) or "lines" (another number of lines).
+    Raises: Mismatch with the check "reply" (empty), "placeholders" (a mark missing, doubled, made up or out
+        of order), "chatter" (words outside of the frame) or "lines" (another number of lines).
     """
     if not reply.strip():
         raise Mismatch("reply", "empty")
@@ -240,39 +259,29 @@ def restore(masked: Masked, reply: str) -> str:
 
 
 def _joined(masked: Masked, parts: list[str | int]) -> str:
-    """Join words and spans, block by block; the line ends of a block are those of the source."""
-    blocks: list[list[str]] = [[]]
-    clings = True  # white space that comes next would part a sign from its word
-    for part in parts:
+    """Join words and spans, which take turns; the line ends of a block are those of the source."""
+    edge = Mark("", glue=True)  # nothing is kept of white space beside it
+    written: list[str] = []
+    n_lines, block = 1, 0
+    for i, part in enumerate([*parts, len(masked.marks)]):
         if isinstance(part, str):
-            blocks[-1].append(part.lstrip(" \t") if clings else part)
-            clings = False
+            before = masked.marks[int(parts[i - 1])] if i else edge
+            after = masked.marks[int(parts[i + 1])] if i + 1 < len(parts) else edge
+            # A sign clings to its word: `** word**` is no emphasis.
+            text = part.lstrip() if before.glue else part.lstrip(" \t") if before.side == 1 else part
+            text = text.rstrip() if after.glue else text.rstrip(" \t") if after.side == -1 else text
+            for n_before, line in enumerate(_LINE_END.split(text)):
+                n_lines += n_before > 0
+                ends = masked.breaks[block]
+                written += [ends[n_lines - 2] if n_before and n_lines - 2 < len(ends) else "", line]
             continue
-        mark = masked.marks[part]
+        mark = masked.marks[part] if part < len(masked.marks) else edge
+        written.append(mark.text)
         if mark.glue:
-            blocks.append([mark.text])
-            blocks.append([])
-        else:
-            if mark.side == -1 and blocks[-1] and not blocks[-1][-1].endswith("\n"):
-                blocks[-1][-1] = blocks[-1][-1].rstrip(" \t")
-            blocks[-1].append(_guarded(mark.text))
-        clings = mark.side == 1
-    texts = ["".join(block) for block in blocks]
-    for i, breaks in enumerate(masked.breaks):
-        lines = texts[2 * i].strip().split("\n")
-        if len(lines) != len(breaks) + 1:
-            raise Mismatch("lines", f"{len(lines)} lines, not {len(breaks) + 1}")
-        ends = [*breaks, ""]
-        texts[2 * i] = "".join(line.strip(" \t") + end for line, end in zip(lines, ends, strict=True))
-    return "".join(texts).replace(_LINE_END_IN_SPAN, "\n")
-
-
-# A line end inside a span is not one of the teacher's: it is hidden from the count of lines.
-_LINE_END_IN_SPAN = "\ue000"
-
-
-def _guarded(text: str) -> str:
-    return text.replace("\n", _LINE_END_IN_SPAN)
+            if n_lines != len(masked.breaks[block]) + 1:
+                raise Mismatch("lines", f"{n_lines} lines, not {len(masked.breaks[block]) + 1}")
+            n_lines, block = 1, block + 1
+    return "".join(written)
 
 
 def _difference(numbers: list[int], n_marks: int) -> str:

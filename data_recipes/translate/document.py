@@ -85,7 +85,7 @@ def parse(text: str) -> Document:
         if content:
             elements, shape = _inline(content, is_html, references)
             blocks.append(Block(_in_source(elements, places), shape))
-    outline.append(tuple(sorted((name, str(place["href"])) for name, place in references.items())))
+    outline.append(("references", sorted((name, str(place["href"])) for name, place in references.items())))
     return Document(text, tuple(blocks), tuple(outline))
 
 
@@ -150,7 +150,7 @@ def _in_source(elements: list[Span], places: list[tuple[int, int]]) -> tuple[Spa
 def _inline(content: str, html_only: bool, references: dict[str, Any]) -> tuple[list[Span], Shape]:
     """Cut a block's content into text, breaks and protected spans, and give its shape."""
     found: list[Span] = []
-    environment = {"references": references, "spans": found, "next": None}
+    environment = {"references": references, "spans": found, "known": {}}
     parser = html_parser() if html_only else markdown_parser()
     tokens = parser.inline.parse(content, parser, environment, [])
     for token in tokens:

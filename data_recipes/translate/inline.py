@@ -7,6 +7,7 @@ paragraph and as whole lines. Reads nothing, writes nothing.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable
 from functools import cache
 
@@ -63,16 +64,17 @@ def _noting_positions(parser: MarkdownIt) -> MarkdownIt:
 
 
 def _coming(state: StateInline) -> Span | None:
-    """The first protected span at or after the parser's position; searched again only when it was passed."""
-    known = state.env["next"]
-    if (
-        known is None
-        or known[0] is not state.src
-        or known[1] > state.pos
-        or (known[2] and known[2].start < state.pos)
-    ):
-        known = state.env["next"] = (state.src, state.pos, next_protected(state.src, state.pos))
-    return known[2]
+    """The first protected span at or after the parser's position.
+
+    The parser looks ahead and comes back, so answers are kept: one holds from where it was asked to the span.
+    """
+    known = state.env["known"].setdefault(state.src, [])
+    index = bisect.bisect_right(known, state.pos, key=lambda answer: answer[0]) - 1
+    if index >= 0 and (known[index][1] is None or known[index][1].start >= state.pos):
+        return known[index][1]
+    span = next_protected(state.src, state.pos)
+    known.insert(index + 1, (state.pos, span))
+    return span
 
 
 def _protected_rule(state: StateInline, silent: bool) -> bool:

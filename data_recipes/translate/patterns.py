@@ -26,13 +26,14 @@ class Span:
 
 # A word is not protected where it only belongs to a number or a date ("14 March", "5:45 PM", "2 lakh"): it is
 # what a translation is for. ASCII classes where a translation may glue a suffix to what it kept.
-_NUMBER = r"\p{Nd}+(?:[.,٬٫'’/]?\p{Nd}+)*(?:[eE][-+]?\p{Nd}+)?"
+_NUMBER = r"\p{Nd}+(?:[.,٬٫'’/]?\p{Nd}+)*"
 _SIGNED = rf"(?<![\p{{L}}\p{{M}}\p{{N}}_)\]}}>])[-+−±]{_NUMBER}|{_NUMBER}"
 _CLOCK = r"\p{Nd}{1,2}:\p{Nd}{2}(?::\p{Nd}{2}(?:[.,]\p{Nd}+)?)?"
 _ZONE = r"(?:Z(?![A-Za-z])|[+-]\p{Nd}{2}:?\p{Nd}{2})"
 _URL = r"[A-Za-z0-9\-._~:/?\#@!$&'*+,;=%]"
 _IN_PARENTHESES = rf"\((?:{_URL}|[\p{{L}}\p{{M}}\p{{N}}])*\)"
-_IRI = r"(?<=[/=_\-\#?&])[\p{L}\p{M}\p{N}]+"  # letters of other scripts only after one of URL's own signs
+# Letters of other scripts only after one of a URL's own signs: a suffix glued to it is not the URL's.
+_IRI = r"(?<=[/=_\-\#?&])(?:(?![\x00-\x7f])[\p{L}\p{M}\p{N}])+"
 _KINDS: dict[str, str] = {
     "tool_call": r"(?s:<tool_call>.*?</tool_call>|<tool_response>.*?</tool_response>)",
     "special_token": (
@@ -65,8 +66,11 @@ _KINDS: dict[str, str] = {
     ),
     "task": r"\[[xX]\](?=\s)",
     "identifier": r"(?<![A-Za-z0-9_])[A-Za-z]+(?:_+[A-Za-z0-9]+|[0-9]+(?:\.[0-9]+)*[A-Za-z]*)+",
+    # Letters in them: these are for machines, whatever the policy for digits says.
+    "timestamp": rf"\p{{Nd}}{{4}}-\p{{Nd}}{{2}}-\p{{Nd}}{{2}}T{_CLOCK}{_ZONE}?",
+    "scientific": rf"(?:{_SIGNED})[eE][-+]?\p{{Nd}}+",
     "date": (
-        rf"\p{{Nd}}{{4}}-\p{{Nd}}{{1,2}}-\p{{Nd}}{{1,2}}(?:[T ]{_CLOCK}{_ZONE}?)?"
+        r"\p{Nd}{4}-\p{Nd}{1,2}-\p{Nd}{1,2}"
         r"|(?<!\p{Nd})\p{Nd}{1,2}(?P<slash>[-/.])\p{Nd}{1,2}(?P=slash)\p{Nd}{2,4}(?!\p{Nd})"
     ),
     "time": rf"(?<![\p{{Nd}}:]){_CLOCK}{_ZONE}?(?![\p{{Nd}}:])",

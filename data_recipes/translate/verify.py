@@ -14,12 +14,13 @@ import regex
 
 from data_recipes.text import script_share
 from data_recipes.translate.digits import numbers, to_native
-from data_recipes.translate.document import Document
+from data_recipes.translate.document import Block, Document
 from data_recipes.translate.masking import Digits, Mismatch, mark_pattern
 from data_recipes.translate.patterns import NUMERIC
 
 _LETTERS = regex.compile(r"[\p{L}\p{M}]")
 _WORD = regex.compile(r"[\p{L}\p{M}]+")
+_SIGNS = regex.compile(r"[`*_|~<>{}\[\]\\^$@\#]")  # a lone one is no markup yet: the next reader may differ
 _ODD = regex.compile(r"[\p{Cc}\p{Co}\p{Cn}\ufffd--[\t\n\r]]", regex.V1)
 
 
@@ -38,11 +39,12 @@ class Policy:
 def verify(source: Document, target: Document, policy: Policy) -> dict[str, float | int]:
     """Check a translation and return what was counted, to be kept on the row.
 
-    Raises: Mismatch with the name of the first check that fails: "markdown" (another tree), "spans" (a
-        protected span lost, doubled or changed), "numbers", "leftover" (a mark, a control or a private
-        character), "length", "script", "words" (words of another script that the source does not have) or
-        "translated" (nothing was).
+    Raises: Mismatch with the name of the first check that fails: "leftover" (a mark, a control or a private
+        character), "markdown" (another tree), "spans" (a protected span lost, doubled or changed), "numbers",
+        "signs" (a lone `*`, `|` or the like), "length", "script", "words" (words of another script that the
+        source does not have) or "translated" (nothing was).
     """
+    _no_leftover(source.text, target.text, policy)
     if len(source.blocks) != len(target.blocks) or source.outline != target.outline:
         raise Mismatch("markdown", _first_difference(source, target))
     pairs = list(zip(source.blocks, target.blocks, strict=True))
@@ -50,12 +52,10 @@ def verify(source: Document, target: Document, policy: Policy) -> dict[str, floa
     n_spans = n_numbers = 0
     for number, (ours, theirs) in enumerate(pairs, start=1):
         place = f"paragraph {number} of {len(pairs)}"
-        n_spans += _same_spans(source.spans(ours), target.spans(theirs), place)
+        n_spans += _same_spans(source, ours, target, theirs, place)
         n_numbers += _same_numbers(source.spans(ours), target.spans(theirs), policy, place)
-        if ours.shape != theirs.shape:
-            raise Mismatch("markdown", f"{place}: its emphasis, links, tags or lines are nested another way")
-    _no_leftover(source.text, target.text, policy)
     for ours, theirs in prose:
+        _same_signs(ours, theirs)
         _sane_length(ours, theirs, policy)
     shares = [_right_script(ours, theirs, policy) for ours, theirs in prose]
     ours, theirs = (" ".join(texts[side] for texts in prose) for side in (0, 1))
@@ -77,11 +77,20 @@ def _first_difference(source: Document, target: Document) -> str:
     return f"{len(source.outline)} parts became {len(target.outline)}"
 
 
-def _same_spans(ours: Sequence[tuple[str, str]], theirs: Sequence[tuple[str, str]], place: str) -> int:
-    kept = Counter(text for kind, text in ours if kind not in NUMERIC)
-    found = Counter(text for kind, text in theirs if kind not in NUMERIC)
+def _same_spans(source: Document, ours: Block, target: Document, theirs: Block, place: str) -> int:
+    kept, found = (
+        Counter((kind == "markup", text) for kind, text in document.spans(block) if kind not in NUMERIC)
+        for document, block in ((source, ours), (target, theirs))
+    )
     if kept != found:
-        raise Mismatch("spans", f"{place}: {_counted_difference(kept, found)}")
+        changed = {text: is_markup for (is_markup, text) in [*(kept - found), *(found - kept)]}
+        check = "markdown" if all(changed.values()) else "spans"
+        lost, new = (
+            Counter({text: n for (_, text), n in side.items()}) for side in (kept - found, found - kept)
+        )
+        raise Mismatch(check, f"{place}: {_counted_difference(lost, new)}")
+    if ours.shape != theirs.shape:
+        raise Mismatch("markdown", f"{place}: its emphasis, links, tags or lines are nested another way")
     return kept.total()
 
 
@@ -112,6 +121,12 @@ def _no_leftover(ours: str, theirs: str, policy: Policy) -> None:
     odd = set(_ODD.findall(theirs)) - set(_ODD.findall(ours))
     if odd:
         raise Mismatch("leftover", f"characters that are not text: {sorted(map(ascii, odd))[:5]}")
+
+
+def _same_signs(ours: str, theirs: str) -> None:
+    kept, found = Counter(_SIGNS.findall(ours)), Counter(_SIGNS.findall(theirs))
+    if kept != found:
+        raise Mismatch("signs", _counted_difference(kept, found))
 
 
 def _sane_length(ours: str, theirs: str, policy: Policy) -> None:

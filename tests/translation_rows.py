@@ -14,7 +14,7 @@ from typing import Any
 
 import mistune
 
-WORDS = (
+WORDS = (  # noqa: SIM905
     "the user opens window and saves new file before sending report to friend because river flows near old "
     "village where children learn songs while farmers bring fresh mangoes home every morning after rain"
 ).split()
@@ -165,7 +165,7 @@ class Maker:
             "fence": f"```py\n# the words in {name}\n\nprint({rng.randint(0, 999)})\n```",
             "json": json.dumps({name: {"city": "Delhi", "n": rng.randint(0, 99)}}, indent=2),
             "html": f'<div class="{name}">',
-            "glm": f"<tool_call>{name}\n<arg_key>city</arg_key>\n<arg_value>New Delhi</arg_value>\n</tool_call>",
+            "glm": f"<tool_call>{name}\n<arg_key>a</arg_key>\n<arg_value>New Delhi</arg_value>\n</tool_call>",
         }
         if form not in kept:
             return self.inline()
@@ -202,7 +202,7 @@ def in_script(character: str, block: str) -> bool:
 
 
 def corruption(source: str, target: str, truth: Truth, block: str, digits: str = "keep") -> str:
-    """What is wrong with a translation of a made text, or "". `block` is the target's name in Unicode: "TAMIL"."""
+    """What is wrong with a translation of a made text, or "". `block`: a script in Unicode's names, TAMIL."""
     rest, source_rest = target, source
     fold = folded if digits == "native" else str
     for span in sorted(set(truth.spans), key=lambda span: (-len(span), span)):

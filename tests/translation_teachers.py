@@ -1,4 +1,4 @@
-"""Teachers for tests: an honest one that maps words, and a hostile one that spoils what the honest one says."""
+"""Teachers for tests: an honest one that maps words, and a hostile one that spoils what that one says."""
 
 import hashlib
 import random
@@ -10,15 +10,15 @@ from data_recipes.translate.teachers import Reply, Request
 
 MARK = re.compile(r"(⟦\d+⟧|<x\d+/>|\[\[\d+\]\]|@@\d+@@)")
 SYLLABLES = {
-    "TAMIL": "க கா கி கு கெ ச சி ஞா த தி து தெ ந நா நி ப பா பு ம மி மு ய ர ரு ல லி வ வி ழ ள".split(),
-    "DEVANAGARI": "क का कि कु के च चि ज्ञ त ति तु ते न ना नि प पा पु म मि मु य र रु ल लि व वि श स".split(),
+    "TAMIL": "க கா கி கு கெ ச சி ஞா த தி து தெ ந நா நி ப பா பு ம மி மு ய ர ரு ல லி வ வி ழ ள",
+    "DEVANAGARI": "क का कि कु के च चि ज्ञ त ति तु ते न ना नि प पा पु म मि मु य र रु ल लि व वि श स",
 }
 
 
 def word_in(script: str, word: str) -> str:
     """A word of a script for an English word: always the same, of about its length."""
     digest = hashlib.sha256(word.lower().encode()).digest()
-    syllables = SYLLABLES[script]
+    syllables = SYLLABLES[script].split()
     return "".join(syllables[digest[i] % len(syllables)] for i in range(max(2, len(word) // 2)))
 
 

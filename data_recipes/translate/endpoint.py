@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import httpx
@@ -120,23 +120,18 @@ class Endpoint:
                 for future in as_completed(futures):
                     try:
                         reply = future.result()
-                    except CancelledError:
-                        continue
                     except UserError as error:
                         stop = stop or error
                     else:
                         yield futures[future], reply
                         stop = stop or self._too_many_failures(reply)
                     if stop:
-                        self._stop(pool)
+                        self._stopping.set()
             finally:
-                self._stop(pool)
+                # Not cancel_futures: as_completed waits for ever for those that it cancels.
+                self._stopping.set()
         if stop:
             raise stop
-
-    def _stop(self, pool: ThreadPoolExecutor) -> None:
-        self._stopping.set()  # wakes those that wait for another try
-        pool.shutdown(wait=False, cancel_futures=True)
 
     def _too_many_failures(self, reply: Reply) -> UserError | None:
         self._n_failures = self._n_failures + 1 if reply.failure else 0
@@ -153,6 +148,8 @@ class Endpoint:
         rng = random.Random(request.key(self.identity))
         reason = ""
         for n_tried in range(self._config.n_tries):
+            if self._stopping.is_set():
+                return Reply("", failure="the run was stopped")
             spent = self.spending.reached()
             if spent:
                 raise BudgetReached(f"{spent}; replies so far are in the cache: raise it and run again")
@@ -163,9 +160,8 @@ class Endpoint:
                 wait_s = error.wait_s
                 if wait_s is None:
                     wait_s = _FIRST_WAIT_S * 2**n_tried * rng.uniform(0.5, 1.5)
-                last = n_tried + 1 == self._config.n_tries
-                if not last and self._stopping.wait(min(wait_s, self._config.longest_wait_s)):
-                    return Reply("", failure=f"{reason}; stopped")
+                if n_tried + 1 < self._config.n_tries:
+                    self._stopping.wait(min(wait_s, self._config.longest_wait_s))
             else:
                 self.spending.add(reply)
                 return reply

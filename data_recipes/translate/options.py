@@ -134,12 +134,11 @@ class TranslateOptions:
         return wrong + self._teacher_problems()
 
     def _teacher_problems(self) -> list[str]:
-        if self.teacher == "endpoint":
-            missing = [name for name in ("base_url", "model") if not getattr(self.endpoint, name)]
-            return [f"endpoint: name its {name}" for name in missing]
-        if self.teacher == "local":
-            return [] if self.local.model else ["local: name its model"]
-        return [] if self.glossary else ["glossary: name the file"]
+        # By the full name of the key: a section shown as a whole would show what must not be shown.
+        needed = {"endpoint": ("base_url", "model"), "local": ("model",), "glossary": ()}[self.teacher]
+        section = getattr(self, self.teacher)
+        missing = [f"{self.teacher}.{name}: is missing" for name in needed if not getattr(section, name)]
+        return missing + (["glossary: name the file"] if self.teacher == "glossary" and not section else [])
 
     def policy(self) -> Policy:
         """What a translation has to fulfil."""

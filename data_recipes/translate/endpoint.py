@@ -114,8 +114,15 @@ class Endpoint:
         """
         stop: UserError | None = None
         self._stopping.clear()
+        # A place is free again when the reply has been taken: what a crash loses is never more than that.
+        places = threading.Semaphore(self._config.concurrency)
+
+        def answered(request: Request) -> Reply:
+            places.acquire()
+            return self._answered(request)
+
         with ThreadPoolExecutor(self._config.concurrency) as pool:
-            futures = {pool.submit(self._answered, request): i for i, request in enumerate(requests)}
+            futures = {pool.submit(answered, request): i for i, request in enumerate(requests)}
             try:
                 for future in as_completed(futures):
                     try:
@@ -127,9 +134,11 @@ class Endpoint:
                         stop = stop or self._too_many_failures(reply)
                     if stop:
                         self._stopping.set()
+                    places.release()
             finally:
                 # Not cancel_futures: as_completed waits for ever for those that it cancels.
                 self._stopping.set()
+                places.release(len(futures) + 1)
         if stop:
             raise stop
 

@@ -88,7 +88,7 @@ def rows(n):
     return [{"id": f"r{i}", "messages": message} for i, message in enumerate(messages)]
 
 
-def translated(server, n, cache=None, window=64, **changes):
+def translated(server, n, cache=None, window=64, **changes) -> list[Any]:
     options = TranslateOptions(target="ta", endpoint=config(server, **changes), window=window)
     cache = cache or ReplyCache(":memory:")
     with open_teacher(options, cache) as teacher:

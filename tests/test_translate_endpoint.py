@@ -199,6 +199,7 @@ def test_rows_before_the_budget_ended_are_given(serve):
     cache, done = ReplyCache(":memory:"), []
     with open_teacher(options, cache) as teacher, pytest.raises(BudgetReached):
         for result in translate_rows(rows(20), options, teacher, cache):
+            assert not isinstance(result, Rejected)
             done.append(result["id"])
     assert done == ["r0/ta", "r1/ta", "r2/ta", "r3/ta"]
 

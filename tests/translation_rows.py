@@ -239,7 +239,7 @@ def corruption(source: str, target: str, truth: Truth, block: str, digits: str =
     return "" if skeleton(target, truth) == skeleton(source, truth) else "another Markdown tree"
 
 
-_MISTUNE = mistune.create_markdown(renderer="ast", plugins=["table", "strikethrough"])
+_MISTUNE: Any = mistune.create_markdown(renderer="ast", plugins=["table", "strikethrough"])
 
 
 def skeleton(text: str, truth: Truth) -> Any:

@@ -16,6 +16,7 @@ from data_recipes.translate.inline import TAG_NAME, html_parser, markdown_parser
 from data_recipes.translate.patterns import NUMERIC, Span
 
 Shape = tuple[Any, ...]
+MAX_DEPTH = 60  # tags inside of tags; deeper ones are compared as a list
 _LINE_END = regex.compile(r"\r\n?|\n")
 # CommonMark's HTML blocks of types 1 to 5: script and the like, comments, declarations. No prose in them.
 _HTML_KEPT = regex.compile(r"\s*<(?:(?i:script|pre|style|textarea)(?=[\s>]|$)|!|\?)")
@@ -201,6 +202,8 @@ def _inline_shape(tokens: list[Token]) -> Shape:
                 close(f"<{label}")
             elif side == 0:
                 stack[-1][1].append(((f"<{label}", token.content), ()))
+            elif len(stack) > MAX_DEPTH:
+                stack[-1][1].append((("deep", token.content), ()))
             else:
                 stack.append(((f"<{label}", token.content), []))
         elif token.nesting == 1:

@@ -81,15 +81,17 @@ def message_elements(document: Document) -> list[Span]:
 def trimmed(document: Document, elements: Sequence[Span]) -> list[Span]:
     """Leave out white space at both ends, and signs that enclose the whole: `**...**`, `<b>...</b>`."""
     kept = list(elements)
-    while kept and (kept[0].kind == "break" or _stripped(document, kept[0]) is None):
-        del kept[0]
-    while kept and (kept[-1].kind == "break" or _stripped(document, kept[-1]) is None):
-        del kept[-1]
-    if not kept:
-        return kept
-    sides = [element.side for element in kept]
-    if len(kept) > 2 and sides[0] == 1 and sides[-1] == -1 and all(_depths(sides)[:-1]):
-        return trimmed(document, kept[1:-1])
+    while True:
+        while kept and (kept[0].kind == "break" or _stripped(document, kept[0]) is None):
+            del kept[0]
+        while kept and (kept[-1].kind == "break" or _stripped(document, kept[-1]) is None):
+            del kept[-1]
+        if not kept:
+            return kept
+        sides = [element.side for element in kept]
+        if not (len(kept) > 2 and sides[0] == 1 and sides[-1] == -1 and all(_depths(sides)[:-1])):
+            break
+        kept = kept[1:-1]
     first, last = _stripped(document, kept[0]), _stripped(document, kept[-1])
     assert first is not None and last is not None
     if len(kept) == 1:

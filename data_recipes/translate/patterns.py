@@ -34,6 +34,7 @@ _URL = r"[A-Za-z0-9\-._~:/?\#@!$&'*+,;=%]"
 _IN_PARENTHESES = rf"\((?:{_URL}|[\p{{L}}\p{{M}}\p{{N}}])*\)"
 # Letters of other scripts only after one of a URL's own signs: a suffix glued to it is not the URL's.
 _IRI = r"(?<=[/=_\-\#?&])(?:(?![\x00-\x7f])[\p{L}\p{M}\p{N}])+"
+_WORDS = r"(?:\s[\p{L}\p{M}]{3,}\s|[\p{L}\p{M}]{3,}\s+[\p{L}\p{M}]{3,}|[^\x00-\x7f]\s+[^\x00-\x7f])"
 _KINDS: dict[str, str] = {
     "tool_call": r"(?s:<tool_call>.*?</tool_call>|<tool_response>.*?</tool_response>)",
     "special_token": (
@@ -45,8 +46,8 @@ _KINDS: dict[str, str] = {
     "latex": (
         r"(?s:\$\$.+?\$\$|\\\(.+?\\\)|\\\[.+?\\\])"
         r"|(?s:\\begin\{(?P<environment>[A-Za-z]+\*?)\}.*?\\end\{(?P=environment)\})"
-        # Pandoc's rule for $..$, and no run of words between the two: those are two prices.
-        r"|\$(?![\s$])(?![^$\\]*\p{L}{3,}\s+\p{L}{3,}[^$\\]*\$)(?:\\.|[^$`\n\\])*(?<!\s)\$(?!\d)"
+        # Pandoc's rule for $..$, and no words between the two, which would be prices or %1$s.
+        rf"|\$(?![\s$])(?![^$\\]*{_WORDS}[^$\\]*\$)(?:\\.|[^$`\n\\])*(?<!\s|%[0-9]+)\$(?!\d)"
     ),
     "url": (
         rf"(?:(?:https?|ftps?|wss?|file)://|www\.|mailto:)(?:{_URL}|{_IN_PARENTHESES}|{_IRI})*"

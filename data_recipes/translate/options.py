@@ -1,0 +1,167 @@
+"""The options of a translation, each declared once; filled from YAML and "key=value" by `settings`.
+
+The key of an endpoint is in an environment variable, and only the variable's name is an option: options are
+written into manifests. Reads nothing, writes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from data_recipes.artefact import UserError
+from data_recipes.languages import Language, language
+from data_recipes.translate.digits import ZERO
+from data_recipes.translate.masking import MASK_FORMS, Digits
+from data_recipes.translate.verify import Policy
+
+LEVELS = ("message", "paragraph", "sentence")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointConfig:
+    """A server that speaks OpenAI's chat completions."""
+
+    base_url: str = ""  # up to and with the version, as http://localhost:8000/v1
+    model: str = ""  # as the server names it
+    key_variable: str | None = None  # NAME of the environment variable with the key; None sends no key
+    concurrency: int = 8  # requests at a time
+    timeout_s: float = 120.0  # without a byte from the server
+    n_tries: int = 5  # sends of one request, when the server is busy, broken or silent
+    longest_wait_s: float = 60.0  # between two tries, also when the server asks for more
+    max_failures: int = 20  # requests in a row that failed for good, then the run stops
+    max_tokens_ratio: float = 4.0  # longest reply, tokens for each character sent (Indic scripts: up to 3)
+    budget_tokens: int | None = None  # prompt and reply, over all runs with this cache
+    budget_money: float | None = None  # in the currency of the prices, over all runs with this cache
+    price_prompt: float = 0.0  # for a million tokens sent
+    price_reply: float = 0.0  # for a million tokens received
+
+    def problems(self) -> list[str]:
+        """Values no endpoint can use, as "key: reason"."""
+        wrong = _below({n: getattr(self, n) for n in ("concurrency", "n_tries", "max_failures")}, 1)
+        positive = ("timeout_s", "longest_wait_s", "max_tokens_ratio")
+        wrong += [f"{name}: must be above 0" for name in positive if getattr(self, name) <= 0]
+        wrong += _below({n: getattr(self, n) for n in ("price_prompt", "price_reply")}, 0)
+        # Who has put the key itself here must not find it in a log: the name in brackets keeps the value out.
+        if self.key_variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
+            wrong.append(
+                "key_variable (value not shown): must be the NAME of an environment variable, not the key"
+            )
+        parts = urlsplit(self.base_url) if self.base_url else None
+        if parts and (parts.username or parts.password):
+            wrong.append("base_url (value not shown): holds a password; name a key_variable instead")
+        elif parts and (parts.scheme not in ("http", "https") or not parts.netloc):
+            wrong.append("base_url: must be an http or https address, as http://localhost:8000/v1")
+        if self.budget_tokens is not None and self.budget_tokens < 1:
+            wrong.append("budget_tokens: must be at least 1")
+        if self.budget_money is not None and not (self.price_prompt or self.price_reply):
+            wrong.append("budget_money: needs price_prompt and price_reply")
+        return wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalConfig:
+    """A model of transformers on this machine."""
+
+    model: str = ""  # folder or Hub id of a chat model, or of an encoder-decoder
+    revision: str | None = None  # Hub commit, tag or branch; None is the default branch
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"  # a torch device name
+    batch_size: int = 8  # requests; those with a temperature go one by one
+    max_new_tokens: int = 1024
+
+    def problems(self) -> list[str]:
+        """Values no model can use, as "key: reason"."""
+        return _below({"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens}, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslateOptions:
+    """How the messages of rows are translated, and what a translation has to fulfil."""
+
+    source: str = "en"  # BCP-47
+    target: str  # BCP-47, with a script where it is not the language's own: "hi-Latn", "ks-Deva"
+    teacher: Literal["endpoint", "local", "glossary"] = "endpoint"
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    local: LocalConfig = field(default_factory=LocalConfig)
+    glossary: Path | None = None  # JSON {"source": "target"}, or two columns (.csv, .tsv)
+    roles: tuple[str, ...] = ("system", "user", "assistant")  # whose messages; others stay as they are
+    digits: Digits = "keep"  # numbers: kept byte for byte, in native digits, or as the teacher writes them
+    mask_forms: tuple[str, ...] = MASK_FORMS[:3]  # tried in this order, one a try
+    framed: bool = True  # a mark before and after what is sent, so that chatter is seen
+    first_level: Literal["message", "paragraph", "sentence"] = "message"  # what is sent first
+    n_tries: int = 2  # at each level, before a smaller one
+    retry_temperature: float = 0.5  # of the second try and later ones; the first is at 0
+    max_characters: int = 20_000  # a longer message is rejected
+    max_sent_characters: int = 6_000  # a longer message is sent by paragraph from the start
+    min_script_share: float = 0.7  # letters of the target's script in each paragraph's prose
+    length_ratio: tuple[float, float] = (0.3, 3.5)  # letters of the target over the source's
+    window: int = 64  # rows worked on at a time
+    instruction: str = ""  # added to what the teacher is told, as "Use formal address."
+    keep_source: bool = True  # keep the source messages on the row: contamination is looked for in them too
+    seed: int = 0
+
+    def problems(self) -> list[str]:
+        """Values no translation can use, as "key: reason"."""
+        wrong = []
+        for key in ("source", "target"):
+            try:
+                written_as(getattr(self, key))
+            except UserError as error:
+                wrong.append(f"{key}: {error}")
+        if self.source == self.target:
+            wrong.append("target: is the source language")
+        names = ("n_tries", "max_characters", "max_sent_characters", "window")
+        wrong += _below({name: getattr(self, name) for name in names}, 1)
+        wrong += _below({"retry_temperature": self.retry_temperature, "seed": self.seed}, 0)
+        bad = [
+            form
+            for form in self.mask_forms
+            if form.count("{n}") != 1 or len(form) < 5 or re.search(r"[\s\d]", form)
+        ]
+        wrong += [
+            f"mask_forms: {form!r} needs {{n}} once between signs, without digits or spaces" for form in bad
+        ]
+        if not self.mask_forms:
+            wrong.append("mask_forms: name at least one")
+        if not 0 <= self.min_script_share <= 1:
+            wrong.append("min_script_share: must be from 0 to 1")
+        if not 0 < self.length_ratio[0] < 1 < self.length_ratio[1]:
+            wrong.append("length_ratio: must be a number below 1 and one above, as [0.3, 3.5]")
+        return wrong + self._teacher_problems()
+
+    def _teacher_problems(self) -> list[str]:
+        # By the full name of the key: a section shown as a whole would show what must not be shown.
+        needed = {"endpoint": ("base_url", "model"), "local": ("model",), "glossary": ()}[self.teacher]
+        section = getattr(self, self.teacher)
+        missing = [f"{self.teacher}.{name}: is missing" for name in needed if not getattr(section, name)]
+        return missing + (["glossary: name the file"] if self.teacher == "glossary" and not section else [])
+
+    def policy(self) -> Policy:
+        """What a translation has to fulfil."""
+        return Policy(
+            script=written_as(self.target)[1],
+            digits=self.digits,
+            min_script_share=self.min_script_share,
+            length_ratio=self.length_ratio,
+            mask_forms=self.mask_forms,
+        )
+
+
+def written_as(tag: str) -> tuple[Language, str]:
+    """Return the language and the script (ISO 15924) of a BCP-47 tag: "hi" is Deva, "hi-Latn" is Latn.
+
+    Raises: UserError for a language or a script that is not known.
+    """
+    code, _, script = tag.partition("-")
+    known = language(code)
+    if script and script not in ZERO:
+        raise UserError(f"unknown script {script!r} in {tag!r}: known are {', '.join(ZERO)}")
+    return known, script or known.script
+
+
+def _below(values: dict[str, float], minimum: float) -> list[str]:
+    return [f"{name}: must be at least {minimum:g}" for name, value in values.items() if value < minimum]

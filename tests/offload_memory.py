@@ -1,6 +1,6 @@
 """Count the routing of a checkpoint in a process of its own, in memory or layer by layer, and print the peak.
 
-    python -m tests.offload_memory FOLDER memory|offload LIMIT_BYTES
+    python tests/offload_memory.py FOLDER memory|offload LIMIT_BYTES
 
 Reads a model's folder; writes one line of JSON: a hash of the counts and gate masses, the peak above what the
 imports took, and the figure it is held against. LIMIT_BYTES (0 is none) is set as RLIMIT_DATA above what the
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
+from conftest import build_tiny_model
 
 from finetune.config import BaseConfig
 from finetune.model import load_model
@@ -23,7 +24,6 @@ from finetune.profiling.layer_weights import open_weights
 from finetune.profiling.offload import largest_layer_bytes, run_layer_by_layer
 from finetune.profiling.planner import MEMORY_FACTOR
 from finetune.profiling.router_recorder import RouterRecorder
-from tests.conftest import build_tiny_model
 
 N_BATCHES, N_ROWS, N_TOKENS, VOCABULARY, WIDTH = 8, 2, 128, 512, 512
 

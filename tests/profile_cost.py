@@ -20,8 +20,9 @@ from data_recipes.recipe import load_recipe
 from finetune.config import load_run_config
 from finetune.model import load_model
 from finetune.profiling.calibration import collate, encoded_chunks, row_batches
+from finetune.profiling.counting import profiled_layers
 from finetune.profiling.router_recorder import LanguageTally, RouterRecorder
-from finetune.profiling.routing import count_batch, plain_forward, profiled_layers
+from finetune.profiling.routing import count_batch, plain_forward
 
 ROOT = Path(__file__).parents[1]
 N_BATCHES = 8  # of one round

@@ -369,10 +369,13 @@ def test_a_model_of_four_times_the_memory_counts_the_same_within_1_3_layers_and_
 
 
 def command(folder: Path, way: str, limit: int) -> list[str]:
-    return [sys.executable, "-m", "tests.offload_memory", str(folder), way, str(limit)]
+    return [sys.executable, str(ROOT / "tests" / "offload_memory.py"), str(folder), way, str(limit)]
 
 
 def run_memory(folder: Path, way: str, limit: int) -> dict[str, Any]:
-    done = subprocess.run(command(folder, way, limit), cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command(folder, way, limit), env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -20,12 +20,12 @@ from finetune.exporting.merged_checkpoint import read_places
 from finetune.model import load_tokenizer, resolve_model_path
 from finetune.processes import say, sum_over_processes
 from finetune.profiling.calibration import CalibrationBatch, Row, collate, encoded_chunks, row_batches
+from finetune.profiling.counting import Ending, batch_part, profile_head, profile_of, profiled_layers
 from finetune.profiling.layer_weights import LayerWeights, open_weights
 from finetune.profiling.offload import run_layer_by_layer
 from finetune.profiling.planner import free_memory_bytes
 from finetune.profiling.profile import Profile
 from finetune.profiling.router_recorder import LanguageTally, RouterRecorder
-from finetune.profiling.routing import Ending, batch_part, profile_head, profile_of, profiled_layers
 
 
 class LanguageBatch(NamedTuple):

@@ -4,7 +4,7 @@ Reads the training rows of `<output>/data` (never validation or test) and the ba
 `<output>/profile.json` and profile.safetensors. Run it with
 `local-experts profile --config configs/runs/quickstart.yaml`.
 
-Legend: L MoE layers, E experts, C cells, R bootstrap replicates.
+Legend: L MoE layers, E experts, R bootstrap replicates.
 """
 
 import itertools
@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
@@ -26,33 +25,16 @@ from data_recipes.artefact import UserError, read_artefact
 from data_recipes.build import read_split
 from finetune import cli
 from finetune.config import ProfileConfig, RunConfig, config_from_arguments
-from finetune.model import choose_device, load_model, model_fingerprint, tokenizer_fingerprint
-from finetune.moe import MoeLayer, expert_bytes, moe_layers, parameters_per_rank
+from finetune.model import choose_device, load_model
 from finetune.processes import say, start_accelerator, sum_over_processes
 from finetune.profiling.calibration import CalibrationBatch, Row, collate, encoded_chunks, row_batches
-from finetune.profiling.profile import Cell, Profile, profile_inputs, with_findings, write_profile
+from finetune.profiling.counting import Ending, batch_part, profile_head, profile_of, profiled_layers
+from finetune.profiling.profile import Profile, profile_inputs, write_profile
+from finetune.profiling.profile_offload import profile_by_offload, uses_offload
 from finetune.profiling.replicates import replicates_agree
 from finetune.profiling.router_recorder import LanguageTally, RouterRecorder
 
-# Options that may change what is counted: shards with other values do not add up.
-COUNTED_BY = (
-    "max_tokens",
-    "batch_size",
-    "replicates",
-    "stable_jaccard",
-    "stable_share",
-    "check_tokens",
-    "shuffle_rows",
-)
 AddUp = Callable[[torch.Tensor], torch.Tensor]
-
-
-class Ending(NamedTuple):
-    """How the reading of a language ended."""
-
-    role: str
-    why: str  # stable, max_tokens, or rows: there were no more
-    n_tokens: int  # read
 
 
 @dataclass(frozen=True)
@@ -147,95 +129,6 @@ def is_stable(tally: LanguageTally, config: ProfileConfig, add_up: AddUp) -> boo
     return replicates_agree(counts_LE, replicates_RLE, config.stable_share) >= config.stable_jaccard
 
 
-def batch_part(config: ProfileConfig, accelerator: Accelerator | None) -> tuple[int, int]:
-    """Which batches are counted here: those whose number leaves the first of the two over the second."""
-    rank, n_processes = (0, 1)
-    if accelerator is not None:
-        rank, n_processes = accelerator.process_index, accelerator.num_processes
-    shard, n_shards = map(int, (config.shard or "1/1").split("/"))
-    return (shard - 1) * n_processes + rank, n_shards * n_processes
-
-
-def profiled_layers(model: PreTrainedModel) -> list[MoeLayer]:
-    """The MoE layers of a model, all of one width.
-
-    Raises:
-        UserError: a model without experts, or layers that differ in experts or in experts per token.
-    """
-    layers = moe_layers(model)
-    widths = {(layer.n_experts, layer.top_k) for layer in layers}
-    if len(widths) > 1:
-        raise UserError(
-            f"layers differ in (experts, experts per token): {sorted(widths)}; one pair is supported"
-        )
-    return layers
-
-
-def profile_head(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    layers: Sequence[MoeLayer],
-    config: ProfileConfig,
-    seed: int,
-    dataset: str,
-    fingerprint: str | None = None,
-) -> dict[str, Any]:
-    """What a profile says of the model, the data and how it counts, before any count.
-
-    `fingerprint` is the model's when its weights are not in memory to take it from.
-    """
-    return {
-        "model_fingerprint": fingerprint or model_fingerprint(model),
-        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-        "dataset": dataset,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "layers": [layer.index for layer in layers],
-        "n_experts": layers[0].n_experts,
-        "top_k": layers[0].top_k,
-        "router": type(layers[0].router).__name__,
-        "parameters_per_rank": [parameters_per_rank(layer) for layer in layers],
-        "expert_bytes": [expert_bytes(layer) for layer in layers],
-        "kinds": config.kinds,
-        "seed": seed,
-        "settings": {name: getattr(config, name) for name in COUNTED_BY},
-        "shards": [config.shard] if config.shard else [],
-    }
-
-
-def profile_of(
-    head: Mapping[str, Any], tallies: Mapping[str, LanguageTally], endings: Mapping[str, Ending]
-) -> Profile:
-    """The profile of these sums.
-
-    Raises:
-        UserError: a language has no token of the kinds that are counted.
-    """
-    cells: dict[Cell, torch.Tensor] = {}
-    for language, tally in sorted(tallies.items()):
-        n_chosen_L = tally.counts_LE().sum(dim=1)
-        assert (n_chosen_L <= tally.n_tokens * head["top_k"]).all(), "each token chooses at most K experts"
-        cells |= tally.named_cells(language)
-    shape_LE = (len(head["layers"]), head["n_experts"])
-    sums_C2LE = np.array([sums.numpy() for sums in cells.values()], dtype=np.int64).reshape(-1, 2, *shape_LE)
-    found = {
-        "roles": {language: ending.role for language, ending in endings.items()},
-        "n_tokens": {language: tally.n_tokens for language, tally in tallies.items()},
-        "n_rows": {language: tally.n_rows for language, tally in tallies.items()},
-        "stopped": {
-            language: {"why": ending.why, "tokens": ending.n_tokens} for language, ending in endings.items()
-        },
-    }
-    profile = Profile(
-        {**head, **found},
-        list(cells),
-        sums_C2LE[:, 0],
-        sums_C2LE[:, 1],
-        {language: tally.replicates[0].numpy() for language, tally in tallies.items()},
-        {language: tally.replicates[1].numpy() for language, tally in tallies.items()},
-    )
-    return profile if head["shards"] else with_findings(profile)
-
-
 def profile_stage(config: RunConfig) -> Path:
     """Profile the base of a run on its training rows, by language; write profile.json or a shard.
 
@@ -256,9 +149,6 @@ def _profile_run(config: RunConfig) -> Path:
     output = Path(config.output)
     dataset = read_artefact(output / "data" / "manifest.json", "dataset_manifest")["content_hash"]
     rows = rows_by_language(read_split(output / "data", "train"))
-    # Imported here: it counts with the functions of this file.
-    from finetune.profiling.profile_offload import profile_by_offload, uses_offload
-
     device = accelerator.device if options.n_processes > 1 else choose_device(config.base.device)
     if uses_offload(config.base, options, device):
         profile = profile_by_offload(config, rows, dataset, device, accelerator)

@@ -149,7 +149,11 @@ def _parts(path: str) -> list[str]:
 def _with_locale(path: str, locale: str, other: str) -> str | None:
     """The path with its (last) part that names the locale changed to another; None when no part does."""
     parts, suffix = _parts(path), PurePosixPath(path).suffix
-    same = [i for i, part in enumerate(parts) if part.lower().replace("-", "_") == locale.lower().replace("-", "_")]
+    same = [
+        i
+        for i, part in enumerate(parts)
+        if part.lower().replace("-", "_") == locale.lower().replace("-", "_")
+    ]
     if not same:
         return None
     parts[same[-1]] = other
@@ -201,7 +205,11 @@ def _json_messages(data: bytes) -> dict[str, str]:
 
 
 def _is_message(value: dict[str, Any]) -> bool:
-    return isinstance(value.get("message"), str) and value.keys() <= {"message", "description", "placeholders"}
+    return isinstance(value.get("message"), str) and value.keys() <= {
+        "message",
+        "description",
+        "placeholders",
+    }
 
 
 def _open(options: CatalogueOptions, folder: Path, allowed: Sequence[Path]) -> Catalogues:

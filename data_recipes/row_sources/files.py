@@ -183,7 +183,7 @@ class _CsvText:
         self.n_bytes += line.n_bytes
         if line.data is None or self.n_bytes > self.max_bytes:
             self.fault = _too_long(self.path, self.place, self.n_bytes, self.max_bytes)
-            # Nothing of it is kept but whether it opens or closes a quote, so that what follows is read right.
+            # Nothing is kept but whether it opens or closes a quote, so that what follows is read right.
             return ('"' if line.n_quotes % 2 else "") + "\n"
         try:
             return line.data.decode() + "\n"
@@ -202,7 +202,7 @@ def csv_records(handle: BinaryIO, path: Path, max_bytes: int, delimiter: str) ->
         UserError: the first row is no list of different names.
     """
     text = _CsvText(lines(handle, max_bytes, skip_utf8_mark(handle, path)), path, max_bytes)
-    # A setting of the whole process, 128 KiB from the start: it is only ever raised, as `text` keeps our limit.
+    # A setting of the whole process, 128 KiB at first: only ever raised, for `text` keeps our limit.
     csv.field_size_limit(max(csv.field_size_limit(), 2 * max_bytes))
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     header: list[str] | None = None
@@ -268,13 +268,16 @@ def _rejected(path: Path, place: str, reason: str, detail: str, column: str = ""
 
 
 def _too_long(path: Path, place: str, n_bytes: int, max_bytes: int) -> Rejected:
-    detail = f"{n_bytes:,} bytes, and max_record_bytes is {max_bytes:,}"
+    quote = "; was a quote left open?" if " to " in place else ""
+    detail = f"{n_bytes:,} bytes, and max_record_bytes is {max_bytes:,}{quote}"
     return _rejected(path, place, "longer than the limit", detail)
 
 
 def _not_utf8(path: Path, place: str, line: Line, error: UnicodeDecodeError) -> Rejected:
     byte = f"byte 0x{error.object[error.start]:02x} at offset {line.offset + error.start} of the file"
-    return _rejected(path, place, "not UTF-8", f"{byte}; convert the file, as with `iconv -f LATIN1 -t UTF-8`")
+    return _rejected(
+        path, place, "not UTF-8", f"{byte}; convert the file, as with `iconv -f LATIN1 -t UTF-8`"
+    )
 
 
 def _one_array(path: Path) -> str:

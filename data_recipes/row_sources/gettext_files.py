@@ -1,7 +1,7 @@
 """Entries of gettext catalogues, .po and .mo: plural forms, contexts, the encoding that the header names.
 
-Reads bytes, writes nothing. `.po` is parsed by Babel. `.mo` is parsed here: Babel 2.18 decodes its texts before
-it knows the charset, and Python's gettext forgets the English plural.
+Reads bytes, writes nothing. `.po` is parsed by Babel. `.mo` is parsed here: Babel 2.18 decodes its texts
+before it knows the charset, and Python's gettext forgets the English plural.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import re
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from babel.messages.catalog import Catalog
-from babel.messages.pofile import PoFileError, read_po
+from babel.messages.catalog import Catalog, Message
+from babel.messages.pofile import PoFileError, PoFileParser
 
 _MO_MAGIC = 0x950412DE
-_COUNTS = range(0, 201)  # the plural rules of all languages repeat within 200
+_RULE_LINE = re.MULTILINE | re.IGNORECASE
+_COUNTS = range(201)  # the plural rules of all languages repeat within 200
 
 
 class BadCatalogue(ValueError):
@@ -44,7 +46,8 @@ def read_po_entries(data: bytes) -> Iterator[Entry]:
         BadCatalogue: it does not parse, or its bytes are not in the encoding of its header.
     """
     try:
-        catalog = read_po(io.BytesIO(data), locale=None, abort_invalid=True)
+        catalog = _Catalog()
+        PoFileParser(catalog, abort_invalid=True).parse(io.BytesIO(data))
     except PoFileError as error:
         raise BadCatalogue(f"line {error.lineno + 1}: {str(error).rpartition(' on ')[0]}") from error
     except UnicodeDecodeError as error:
@@ -54,12 +57,29 @@ def read_po_entries(data: bytes) -> Iterator[Entry]:
         raise BadCatalogue(f"{error}" if "encoding" in str(error) else "it is cut off") from error
     except (ValueError, TypeError, AttributeError) as error:  # Babel's parser trips over junk in each way
         raise BadCatalogue(f"it is no .po file ({error})") from error
-    rule = _header_rule(dict(catalog.mime_headers).get("Plural-Forms", "")) if catalog else None
-    yield from _po_entries(catalog, catalog, rule, "")
-    yield from _po_entries(catalog, catalog.obsolete.values(), rule, "obsolete")
+    rule = _header_rule(catalog.header)
+    yield from _po_entries(catalog, rule, "")
+    yield from _po_entries(catalog.obsolete.values(), rule, "obsolete")
 
 
-def _po_entries(catalog: Catalog, messages: Iterable, rule: list[int] | None, skipped: str) -> Iterator[Entry]:
+class _Catalog(Catalog):
+    """Babel's catalogue with the header as it stands: Babel gives the plural rule for its own locales only.
+
+    Where no rule can be read, room is made for nine forms: Babel would refuse the file for them.
+    """
+
+    header = ""
+
+    def __setitem__(self, key: Any, message: Message) -> None:
+        if not key:
+            self.header = str(message.string)
+            if _header_rule(self.header) is None:
+                kept = re.sub(r"^Plural-Forms:.*\n?", "", self.header, flags=_RULE_LINE)
+                message.string = f"{kept.rstrip()}\nPlural-Forms: nplurals=9; plural=0;\n"
+        super().__setitem__(key, message)
+
+
+def _po_entries(messages: Iterable[Message], rule: list[int] | None, skipped: str) -> Iterator[Entry]:
     for message in messages:
         if message.id:
             ids = message.id if isinstance(message.id, tuple) else (message.id,)
@@ -78,8 +98,7 @@ def read_mo_entries(data: bytes) -> Iterator[Entry]:
     header = next((text for key, text in raw if not key), b"").decode("ascii", "replace")
     charset = re.search(r"charset=([\w.:-]+)", header)
     encoding = charset.group(1) if charset and charset.group(1) != "CHARSET" else "utf-8"
-    plural = re.search(r"^Plural-Forms:(.*)$", header, re.MULTILINE | re.IGNORECASE)
-    rule = _header_rule(plural.group(1)) if plural else None
+    rule = _header_rule(header)
     for key, text in raw:
         if not key:
             continue
@@ -97,7 +116,7 @@ def read_mo_entries(data: bytes) -> Iterator[Entry]:
 
 
 def _mo_strings(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The pairs of a .mo file: two tables of (length, offset), in the byte order that the magic number has."""
+    """The pairs of a .mo file: two tables of (length, offset), in the byte order of the magic number."""
     order = {struct.pack("<I", _MO_MAGIC): "<", struct.pack(">I", _MO_MAGIC): ">"}.get(data[:4])
     if order is None:
         raise BadCatalogue("it does not begin as a .mo file does")
@@ -117,9 +136,11 @@ def _mo_strings(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         raise BadCatalogue(f"it is cut off: {error}") from error
 
 
-def _header_rule(text: str) -> list[int] | None:
+def _header_rule(header: str) -> list[int] | None:
     """The plural form of each count of `_COUNTS`; None for a header without a rule that can be read."""
-    found = re.search(r"nplurals\s*=\s*(\d+)\s*;\s*plural\s*=\s*([^;]+)", text)
+    found = re.search(
+        r"^Plural-Forms:\s*nplurals\s*=\s*(\d{1,2})\s*;\s*plural\s*=\s*([^;\n]+)", header, _RULE_LINE
+    )
     if not found:
         return None
     try:

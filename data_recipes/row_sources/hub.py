@@ -6,7 +6,6 @@ Reads the Hub's cache on this machine, or a local folder; the Hub itself only wh
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from data_recipes.artefact import UserError, sha256_folder
 from data_recipes.row_sources.files import Record, as_row
-from data_recipes.row_sources.folders import allowed_path, files_under, is_inside
+from data_recipes.row_sources.folders import allowed_path, is_inside
 from data_recipes.row_sources.instructions import Form
 from data_recipes.row_sources.options import (
     MAX_RECORD_BYTES,
@@ -28,6 +29,7 @@ from data_recipes.row_sources.provenance import Provenance, spdx
 from data_recipes.steps import Rejected, Row
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_RECORD_FILES = ("arrow", "csv", "json", "parquet")  # modules of `datasets`
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -73,8 +75,8 @@ def read(options: HubOptions, folder: Path, allowed: Sequence[Path] = ()) -> Ite
     """Yield the rows of the split in the dataset's order.
 
     Raises:
-        UserError: not on this machine, a loading script, data files outside the dataset, no licence, a damaged
-            file.
+        UserError: not on this machine, a loading script, data files outside the dataset, no licence, a
+            damaged file.
     """
     import datasets  # imported late: it takes seconds
 
@@ -89,12 +91,15 @@ def read(options: HubOptions, folder: Path, allowed: Sequence[Path] = ()) -> Ite
         roots = (place.parents[1],)  # a snapshot is links into the folder of blobs beside it
     if place is not None:
         _refuse_scripts(options, place)
+    card = _card(options, revision, place)
+    provenance = _provenance(options, revision, card)
+    _refuse_foreign_patterns(options, card)
     builder = _builder(options, revision, place)
     _refuse_foreign_files(options, builder, revision, roots)
-    provenance = _provenance(options, revision, place)
     number = 0
     try:
-        for values in builder.as_streaming_dataset(split=options.split):
+        # Not decoded: an image or a sound in a row is a path that its author chose, and would be opened here.
+        for values in builder.as_streaming_dataset(split=options.split).decode(False):
             record = Record(f"{options.config or 'default'}/{options.split}/{number}", values)
             number += 1
             yield as_row(record, provenance, options)
@@ -150,8 +155,8 @@ def _refuse_scripts(options: HubOptions, place: Path) -> None:
 
 def _has_script(dataset: str, script: str) -> str:
     return (
-        f"{dataset} is made by a loading script ({script}), which would run its author's code here; use a version "
-        "that was converted to Parquet (on the Hub: the branch refs/convert/parquet)"
+        f"{dataset} is made by a loading script ({script}), which would run its author's code here; use a "
+        "version that was converted to Parquet (on the Hub: the branch refs/convert/parquet)"
     )
 
 
@@ -160,13 +165,33 @@ def _builder(options: HubOptions, revision: str, place: Path | None) -> Any:
 
     where = {"path": str(place)} if place else {"path": options.dataset, "revision": revision}
     try:
-        return datasets.load_dataset_builder(**where, name=options.config or None)
+        builder = datasets.load_dataset_builder(**where, name=options.config or None)
+        kind = type(builder).__module__.rpartition(".")[2]
+        if kind not in _RECORD_FILES:
+            raise UserError(
+                f"{options.dataset} is read by {kind}; only {', '.join(_RECORD_FILES)} hold records"
+            )
+        return builder
     except RuntimeError as error:
         if "scripts are no longer supported" in str(error):
             raise UserError(_has_script(options.dataset, str(error).rpartition(" ")[2])) from error
         raise
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise UserError(f"cannot open the dataset {options.dataset} at {revision}: {error}") from error
+
+
+def _refuse_foreign_patterns(options: HubOptions, card: dict[str, Any]) -> None:
+    """Before `datasets` looks for the files that the card names, which for a URL would be a request."""
+    for text in _strings(card.get("configs")):
+        if "://" in text or text.startswith(("/", "~")) or ".." in Path(text).parts:
+            raise UserError(f"the card of {options.dataset} names data files outside the dataset: {text}")
+
+
+def _strings(tree: Any) -> Iterator[str]:
+    if isinstance(tree, str):
+        yield tree
+    for item in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        yield from _strings(item)
 
 
 def _refuse_foreign_files(options: HubOptions, builder: Any, revision: str, roots: Sequence[Path]) -> None:
@@ -179,31 +204,39 @@ def _refuse_foreign_files(options: HubOptions, builder: Any, revision: str, root
                 raise UserError(f"{options.dataset} names the data file {file}, which is outside the dataset")
 
 
-def _provenance(options: HubOptions, revision: str, place: Path | None) -> Provenance:
+def _provenance(options: HubOptions, revision: str, card: dict[str, Any]) -> Provenance:
     licence, licence_from = options.licence, "recipe"
     if not licence:
-        licence, licence_from = _card_licence(options, revision, place), "dataset card"
+        licence, licence_from = _card_licence(options, card), "dataset card"
     name = options.dataset
     attribution = options.attribution or f"{name} at {revision}"
     return Provenance(name, revision, spdx(licence), licence_from, attribution)
 
 
-def _card_licence(options: HubOptions, revision: str, place: Path | None) -> str:
-    from huggingface_hub import DatasetCard
+def _card(options: HubOptions, revision: str, place: Path | None) -> dict[str, Any]:
+    """What stands above the text of the dataset's card; empty when it has none."""
+    from huggingface_hub import DatasetCard, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
-    said: Any = None
     try:
         if place is None:
-            said = DatasetCard.load(options.dataset, repo_type="dataset").data.get("license")
-        elif (place / "README.md").is_file():
-            said = DatasetCard.load(place / "README.md").data.get("license")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the card of {options.dataset}: {error}; set `licence`") from error
+            path = Path(hf_hub_download(options.dataset, "README.md", repo_type="dataset", revision=revision))
+        else:
+            path = place / "README.md"
+        return DatasetCard.load(path).data.to_dict() if path.is_file() else {}
+    except EntryNotFoundError:
+        return {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the card of {options.dataset} at {revision}: {error}") from error
+
+
+def _card_licence(options: HubOptions, card: dict[str, Any]) -> str:
+    said = card.get("license")
     said = said[0] if isinstance(said, list) and len(said) == 1 else said
     try:
         return spdx(str(said))
     except UserError as error:
         raise UserError(
-            f"the card of {options.dataset} says the licence {said!r}, which is no SPDX name; look it up and write "
-            "it into the recipe as `licence`"
+            f"the card of {options.dataset} says the licence {said!r}, which is no SPDX name; look it up and "
+            "write it into the recipe as `licence`"
         ) from error

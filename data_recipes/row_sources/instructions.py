@@ -74,10 +74,7 @@ def read_record(record: dict[str, Any], form: Form = "auto") -> tuple[str, list[
         NoMessages: a form that is unclear or does not fit, an unknown role, no text, turns out of order.
     """
     name = form_of(record) if form == "auto" else form
-    if name == "alpaca":
-        messages = _from_alpaca(record)
-    else:
-        messages = _from_turns(_turns(record, name), name)
+    messages = _from_alpaca(record) if name == "alpaca" else _from_turns(_turns(record, name), name)
     require_turns(messages)
     return name, messages
 
@@ -134,7 +131,9 @@ def _from_turns(turns: list[Any], form: str) -> list[Message]:
         said = str(turn[role_key])
         roles = _SHAREGPT_ROLES if form == "sharegpt" else {role: role for role in _ROLES}
         if said not in roles:
-            raise NoMessages("an unknown role", f"turn {number} is from {said[:40]!r}; known are {', '.join(roles)}")
+            raise NoMessages(
+                "an unknown role", f"turn {number} is from {said[:40]!r}; known are {', '.join(roles)}"
+            )
         kept = {key: turn[key] for key in _KEPT_KEYS if turn.get(key) is not None}
         content = turn.get(text_key)
         if content is None and kept.get("tool_calls"):
@@ -166,7 +165,7 @@ def _from_alpaca(record: dict[str, Any]) -> list[Message]:
             raise NoMessages("content that is not text", f"item {number} of history is no pair of texts")
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     extra = _optional(record, "input")
-    # Stanford's template has headings in English around the two parts; a blank line says as much in any language.
+    # Stanford's template has English headings around the two; a blank line says as much in any language.
     question = _text(record, "instruction") + (f"\n\n{extra}" if extra.strip() else "")
     answer = {"role": "assistant", "content": _text(record, "output")}
     return [*messages, {"role": "user", "content": question}, answer]
@@ -175,7 +174,11 @@ def _from_alpaca(record: dict[str, Any]) -> list[Message]:
 def _text(record: dict[str, Any], key: str) -> str:
     value = record.get(key)
     if not isinstance(value, str):
-        what = f"holds {type(value).__name__}" if key in record else f"is not among {', '.join(map(str, record))}"
+        what = (
+            f"holds {type(value).__name__}"
+            if key in record
+            else f"is not among {', '.join(map(str, record))}"
+        )
         raise NoMessages("content that is not text", f"the key {key} {what}")
     return value
 

@@ -1,7 +1,7 @@
 """Lines of a text file with their number and byte offset, in the memory of one chunk and one line.
 
-Reads files, writes nothing. \\n, \\r\\n and \\r end a line, also mixed in one file. The text must be UTF-8, with
-or without its mark; other encodings are refused by name where a file begins with their mark.
+Reads files, writes nothing. \\n, \\r\\n and \\r end a line, also mixed in one file. The text must be UTF-8,
+with or without its mark; other encodings are refused by name where a file begins with their mark.
 """
 
 from __future__ import annotations

@@ -92,4 +92,6 @@ def _babel_names(code: str, facts: str) -> dict[str, str]:
 
 
 def _holidays(code: str, years: tuple[int, ...]) -> dict[str, str]:
-    return {day: name for year in sorted(years) for day, name in locale_facts.india_holidays(year, code).items()}
+    return {
+        day: name for year in sorted(years) for day, name in locale_facts.india_holidays(year, code).items()
+    }

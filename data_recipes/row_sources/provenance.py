@@ -20,8 +20,20 @@ from data_recipes.steps import Row
 # What may be passed on inside a repository of another licence, with its notice. Everything else (GPL, LGPL,
 # CC-BY-SA, MPL, a licence nobody has put here) is read on the user's machine and not committed.
 MAY_BE_COMMITTED = frozenset(
-    "0BSD Apache-2.0 BSD-2-Clause BSD-3-Clause CC-BY-4.0 CC0-1.0 CDLA-Permissive-2.0 ISC MIT MIT-0 "
-    "ODC-By-1.0 PDDL-1.0 PSF-2.0 Python-2.0 Unicode-3.0 Unicode-DFS-2016 Unlicense Zlib".split()
+    (
+        *(
+            "0BSD",
+            "Apache-2.0",
+            "BSD-2-Clause",
+            "BSD-3-Clause",
+            "ISC",
+            "MIT",
+            "MIT-0",
+            "PSF-2.0",
+            "Unlicense",
+        ),
+        *("CC-BY-4.0", "CC0-1.0", "CDLA-Permissive-2.0", "ODC-By-1.0", "PDDL-1.0", "Unicode-3.0", "Zlib"),
+    )
 )
 # Only the classifiers that name one licence: "BSD License" may be two, three or four clauses.
 _CLASSIFIERS = {
@@ -97,7 +109,7 @@ def may_commit(licence: str) -> bool:
 
 
 def declared_licence(metadata: Message) -> str | None:
-    """Return the SPDX licence a package's metadata declares; None where it is unclear or contradicts itself."""
+    """Return the SPDX licence a package's metadata declares; None where it is unclear."""
     if expression := metadata.get("License-Expression"):
         return _spdx_or_none(expression)
     said = set()
@@ -130,7 +142,7 @@ def package_provenance(metadata: Message, licence: str, attribution: str, sha256
         said = [c for c in metadata.get_all("Classifier", []) if c.startswith("License")]
         said += [str(metadata["License"])[:60]] if metadata["License"] else []
         raise UserError(
-            f"the licence of the package {name} {version} is unclear (it says: {'; '.join(said) or 'nothing'}); "
+            f"the licence of {name} {version} is unclear (it says: {'; '.join(said) or 'nothing'}); "
             "look it up and write its SPDX name into the recipe as `licence`"
         )
     # Authors by name only: an address does not belong into rows.

@@ -1,4 +1,4 @@
-"""Hub datasets: one commit, from this machine unless the recipe says otherwise, and nothing of them is run."""
+"""Hub datasets: one commit, from this machine unless the recipe says otherwise, and nothing of it is run."""
 
 import http.server
 import json
@@ -110,7 +110,8 @@ def test_a_dataset_with_a_loading_script_is_refused_and_not_run(tmp_path):
 
 
 def card_with(files):
-    return f"---\nlicense: mit\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {files}\n---\n"
+    configs = f"configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {files}"
+    return f"---\nlicense: mit\n{configs}\n---\n"
 
 
 @pytest.mark.parametrize("files", ["https://example.invalid/a.jsonl", "../secret.jsonl", "/etc/passwd"])
@@ -228,7 +229,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def loopback_hub(tmp_path):
-    """A function that reads a dataset in a process of its own, whose Hub is on this machine and not offline."""
+    """A function that reads a dataset in a process whose Hub is on this machine and not offline."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     Hub.asked.clear()
@@ -239,7 +240,8 @@ def loopback_hub(tmp_path):
     }
     environment |= {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
     code = (
-        "import json, sys; from pathlib import Path; from data_recipes.row_sources.hub import HubOptions, read; "
+        "import json, sys; from pathlib import Path; "
+        "from data_recipes.row_sources.hub import HubOptions, read; "
         "rows = read(HubOptions(language='ta', **json.loads(sys.argv[1])), Path('.')); "
         "print(json.dumps([row for row in rows if isinstance(row, dict)]))"
     )

@@ -88,7 +88,8 @@ def test_a_line_of_50_megabytes_is_rejected_with_its_number_and_never_held(tmp_p
         tracemalloc.stop()
     assert [r["row_id"] for r in found if isinstance(r, dict)] == ["line 1", "line 3"]
     rejected = found[1]
-    assert rejected.row_id == "a.jsonl/line 2" and rejected.reason == "longer than the limit"
+    assert isinstance(rejected, Rejected) and rejected.row_id == "a.jsonl/line 2"
+    assert rejected.reason == "longer than the limit"
     assert "50,000,019 bytes" in rejected.detail
     assert peak < 5_000_000
 
@@ -242,9 +243,32 @@ def test_parquet_gives_the_rows_that_were_written(tmp_path):
         [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "ப"}] for i in range(1000)
     ]
     pq.write_table(pa.table({"messages": turns}), tmp_path / "a.parquet", row_group_size=300)
-    rows = list(read(options("a.parquet"), tmp_path))
+    rows = [row for row in read(options("a.parquet"), tmp_path) if isinstance(row, dict)]
     assert [row["messages"] for row in rows] == turns
     assert rows[-1]["row_id"] == "row 1000"
+
+
+@pytest.mark.parametrize("suffix", files.SUFFIXES)
+def test_no_more_than_a_batch_of_rows_is_held(tmp_path, suffix):
+    records = [{"instruction": f"{i} " * 100, "output": f"{i}"} for i in range(5000)]
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(records), path, compression="none", use_dictionary=False)
+    elif suffix in (".csv", ".tsv"):
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, records[0].keys(), delimiter="," if suffix == ".csv" else "\t")
+            writer.writeheader()
+            writer.writerows(records)
+    else:
+        path.write_bytes(as_lines(*records))
+    tracemalloc.start()
+    try:
+        n_rows = sum(isinstance(row, dict) for row in read(options(path.name), tmp_path))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert n_rows == 5000
+    assert peak < 2_000_000 < path.stat().st_size
 
 
 def test_a_damaged_parquet_file_is_one_message(tmp_path):

@@ -48,7 +48,7 @@ def test_each_kind_of_source_opens_from_yaml_and_gives_rows_with_the_same_column
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", "files: a source is one of files, hub, catalogues, packages; it has none"),
+        ("{}", "files = None: a source is one of files, hub, catalogues, packages; it has none"),
         (
             "files: {paths: [a.csv], licence: MIT, language: ta}\npackages: {facts: days, language: ta}\n",
             "it has files and packages",

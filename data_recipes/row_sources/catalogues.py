@@ -249,8 +249,13 @@ def _open_wheel(path: Path, options: CatalogueOptions) -> Catalogues:
     provenance = package_provenance(metadata, options.licence, options.attribution, sha256_file(path))
 
     def data(name: str) -> bytes:
-        with archive.open(name) as file:  # the size that the archive declares may be a lie: read, then look
-            return _within_limit(file.read(MAX_CATALOGUE_BYTES + 1))
+        try:
+            with archive.open(
+                name
+            ) as file:  # the size that the archive declares may be a lie: read, then look
+                return _within_limit(file.read(MAX_CATALOGUE_BYTES + 1))
+        except RuntimeError as error:  # a password, or a compression that zipfile does not know
+            raise BadCatalogue(str(error)) from error
 
     return Catalogues(provenance, sorted(name for name in names if name.endswith(_KINDS)), data)
 

@@ -82,10 +82,14 @@ class _Catalog(Catalog):
 def _po_entries(messages: Iterable[Message], rule: list[int] | None, skipped: str) -> Iterator[Entry]:
     for message in messages:
         if message.id:
-            ids = message.id if isinstance(message.id, tuple) else (message.id,)
-            texts = message.string if isinstance(message.string, tuple) else (message.string,)
+            ids = _texts(message.id)
+            texts = _texts(message.string)
             reason = skipped or ("fuzzy" if message.fuzzy else "")
             yield from _pairs(ids, texts, message.context, message.lineno, rule, reason)
+
+
+def _texts(one_or_more: Any) -> tuple[str, ...]:
+    return tuple(one_or_more) if isinstance(one_or_more, tuple | list) else (one_or_more or "",)
 
 
 def read_mo_entries(data: bytes) -> Iterator[Entry]:

@@ -78,7 +78,7 @@ def read(options: HubOptions, folder: Path, allowed: Sequence[Path] = ()) -> Ite
         UserError: not on this machine, a loading script, data files outside the dataset, no licence, a
             damaged file.
     """
-    import datasets  # imported late: it takes seconds
+    from datasets.exceptions import DatasetsError  # imported late: it takes seconds
 
     if options.is_folder:
         place = allowed_path(options.dataset, folder, allowed)
@@ -98,14 +98,16 @@ def read(options: HubOptions, folder: Path, allowed: Sequence[Path] = ()) -> Ite
     _refuse_foreign_files(options, builder, revision, roots)
     number = 0
     try:
+        rows = builder.as_streaming_dataset(split=options.split)
         # Not decoded: an image or a sound in a row is a path that its author chose, and would be opened here.
-        for values in builder.as_streaming_dataset(split=options.split).decode(False):
+        # Where the features are not known there is nothing to decode, and `datasets` refuses to be told.
+        for values in rows.decode(False) if rows.features else rows:
             record = Record(f"{options.config or 'default'}/{options.split}/{number}", values)
             number += 1
             yield as_row(record, provenance, options)
     except UserError:
         raise
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+    except (DatasetsError, OSError, ValueError) as error:
         known = ", ".join(builder.info.splits or {}) or "not stated"
         raise UserError(
             f"{options.dataset}: reading the split {options.split!r} ended after row {number}: {error} "
@@ -161,11 +163,12 @@ def _has_script(dataset: str, script: str) -> str:
 
 
 def _builder(options: HubOptions, revision: str, place: Path | None) -> Any:
-    import datasets
+    from datasets import load_dataset_builder
+    from datasets.exceptions import DatasetsError
 
-    where = {"path": str(place)} if place else {"path": options.dataset, "revision": revision}
+    path, commit = (str(place), None) if place else (options.dataset, revision)
     try:
-        builder = datasets.load_dataset_builder(**where, name=options.config or None)
+        builder = load_dataset_builder(path, options.config or None, revision=commit)
         kind = type(builder).__module__.rpartition(".")[2]
         if kind not in _RECORD_FILES:
             raise UserError(
@@ -176,7 +179,7 @@ def _builder(options: HubOptions, revision: str, place: Path | None) -> Any:
         if "scripts are no longer supported" in str(error):
             raise UserError(_has_script(options.dataset, str(error).rpartition(" ")[2])) from error
         raise
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+    except (DatasetsError, OSError, ValueError) as error:
         raise UserError(f"cannot open the dataset {options.dataset} at {revision}: {error}") from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from email.message import Message
+from functools import cache
 from typing import Any
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
@@ -99,6 +100,7 @@ def spdx(text: str) -> str:
         ) from error
 
 
+@cache
 def may_commit(licence: str) -> bool:
     """Return whether rows under an SPDX expression may be committed to a repository of another licence.
 
@@ -147,6 +149,7 @@ def package_provenance(metadata: Message, licence: str, attribution: str, sha256
         )
     # Authors by name only: an address does not belong into rows.
     author = metadata.get("Author") or (metadata.get("Author-email") or "").partition("<")[0].strip()
+    author = "" if "@" in author else author
     return Provenance(
         source=name,
         revision=f"{version} sha256:{sha256}" if sha256 else version,

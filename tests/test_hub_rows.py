@@ -122,6 +122,23 @@ def test_a_card_that_names_files_outside_the_dataset_is_refused_before_they_are_
         rows_of(tmp_path)
 
 
+def test_a_second_card_and_a_card_that_is_a_link_are_held_to_the_same(tmp_path):
+    put_dataset(tmp_path / "questions")
+    settings = card_with("https://example.invalid/a.jsonl").replace("---\n", "")
+    (tmp_path / "questions" / ".huggingface.yaml").write_text(settings)
+    with pytest.raises(UserError, match="names data files outside the dataset: https://example.invalid"):
+        rows_of(tmp_path)
+    (tmp_path / "questions" / ".huggingface.yaml").write_text("- not\n- a: mapping: at all\n")
+    with pytest.raises(UserError, match="cannot read .huggingface.yaml of ./questions"):
+        rows_of(tmp_path)
+    (tmp_path / "questions" / ".huggingface.yaml").unlink()
+    (tmp_path / "secret").write_text("key: 5")
+    (tmp_path / "questions" / "README.md").unlink()
+    (tmp_path / "questions" / "README.md").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match="README.md is a link out of the dataset ./questions"):
+        rows_of(tmp_path)
+
+
 def test_a_link_out_of_the_dataset_is_refused(tmp_path):
     put_dataset(tmp_path / "questions")
     (tmp_path / "secret.jsonl").write_text('{"instruction": "q", "output": "a"}\n')

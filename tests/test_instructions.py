@@ -140,5 +140,5 @@ def test_a_form_that_the_recipe_names_settles_what_is_unclear():
 
 def test_two_keys_that_the_recipe_names_make_a_row_of_any_form():
     assert read_pair({"prompt": "q", "completion": "a"}, "prompt", "completion") == [USER, ANSWER]
-    with pytest.raises(NoMessages, match="the key answer is not among prompt, completion"):
+    with pytest.raises(NoMessages, match="the key answer is not among completion, prompt"):
         read_pair({"prompt": "q", "completion": "a"}, "prompt", "answer")

@@ -30,7 +30,7 @@ from data_recipes.steps import Rejected, Row
 STEP = "source"
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", ".ndjson", *_DELIMITERS, ".parquet")
-_BATCH_ROWS = 256
+_BATCH_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +243,7 @@ def _header(path: Path, values: list[str], fault: Rejected | None) -> list[str]:
 
 
 def parquet_records(handle: BinaryIO, path: Path) -> Iterator[Record | Rejected]:
-    """Yield one record a row of a Parquet file, a few hundred at a time.
+    """Yield one record a row of a Parquet file, a few dozen at a time.
 
     Raises:
         UserError: the file is damaged.

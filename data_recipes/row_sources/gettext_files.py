@@ -114,7 +114,7 @@ def read_mo_entries(data: bytes) -> Iterator[Entry]:
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
             raise BadCatalogue(f"byte 0x{byte:02x} is not {encoding}, the header's encoding") from error
-        except LookupError as error:
+        except (LookupError, UnicodeError) as error:  # no such codec, or one that decodes nothing
             raise BadCatalogue(str(error)) from error
         yield from _pairs(english, texts, said, None, rule, "")
 

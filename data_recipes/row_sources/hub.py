@@ -30,6 +30,7 @@ from data_recipes.steps import Rejected, Row
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _RECORD_FILES = ("arrow", "csv", "json", "parquet")  # modules of `datasets`
+_CARD_FILES = ("README.md", ".huggingface.yaml")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -91,7 +92,7 @@ def read(options: HubOptions, folder: Path, allowed: Sequence[Path] = ()) -> Ite
         roots = (place.parents[1],)  # a snapshot is links into the folder of blobs beside it
     if place is not None:
         _refuse_scripts(options, place)
-    card = _card(options, revision, place)
+    card = _card(options, revision, place, roots)
     provenance = _provenance(options, revision, card)
     _refuse_foreign_patterns(options, card)
     builder = _builder(options, revision, place)
@@ -216,21 +217,36 @@ def _provenance(options: HubOptions, revision: str, card: dict[str, Any]) -> Pro
     return Provenance(name, revision, spdx(licence), licence_from, attribution)
 
 
-def _card(options: HubOptions, revision: str, place: Path | None) -> dict[str, Any]:
-    """What stands above the text of the dataset's card; empty when it has none."""
-    from huggingface_hub import DatasetCard, hf_hub_download
+def _card(options: HubOptions, revision: str, place: Path | None, roots: Sequence[Path]) -> dict[str, Any]:
+    """What stands above the text of the card, with the second file in which `datasets` looks for it."""
+    from huggingface_hub import DatasetCard
+
+    found: dict[str, Any] = {}
+    for name in _CARD_FILES:
+        path = _card_file(options, name, revision) if place is None else place / name
+        if path is None or not path.is_file():
+            continue
+        if place is not None and not is_inside(path, roots):
+            raise UserError(f"{path} is a link out of the dataset {options.dataset}")
+        try:
+            is_card = name.endswith(".md")
+            text = path.read_text(encoding="utf-8")
+            found |= DatasetCard.load(path).data.to_dict() if is_card else yaml.safe_load(text) or {}
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            raise UserError(f"cannot read {name} of {options.dataset} at {revision}: {error}") from error
+    return found
+
+
+def _card_file(options: HubOptions, name: str, revision: str) -> Path | None:
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        if place is None:
-            path = Path(hf_hub_download(options.dataset, "README.md", repo_type="dataset", revision=revision))
-        else:
-            path = place / "README.md"
-        return DatasetCard.load(path).data.to_dict() if path.is_file() else {}
+        return Path(hf_hub_download(options.dataset, name, repo_type="dataset", revision=revision))
     except EntryNotFoundError:
-        return {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the card of {options.dataset} at {revision}: {error}") from error
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot fetch {name} of {options.dataset} at {revision}: {error}") from error
 
 
 def _card_licence(options: HubOptions, card: dict[str, Any]) -> str:

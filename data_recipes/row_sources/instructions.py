@@ -56,7 +56,7 @@ def form_of(record: dict[str, Any]) -> Form:
         found.append("alpaca")
     if len(found) == 1:
         return found[0]
-    keys = ", ".join(sorted(map(str, record))[:12]) or "no keys"
+    keys = _keys(record)
     if found:
         detail = f"its keys ({keys}) fit {' and '.join(found)}; set `form` or the keys of question and answer"
         raise NoMessages("fits more than one form", detail)
@@ -174,13 +174,14 @@ def _from_alpaca(record: dict[str, Any]) -> list[Message]:
 def _text(record: dict[str, Any], key: str) -> str:
     value = record.get(key)
     if not isinstance(value, str):
-        what = (
-            f"holds {type(value).__name__}"
-            if key in record
-            else f"is not among {', '.join(map(str, record))}"
-        )
+        what = f"holds {type(value).__name__}" if key in record else f"is not among {_keys(record)}"
         raise NoMessages("content that is not text", f"the key {key} {what}")
     return value
+
+
+def _keys(record: dict[str, Any]) -> str:
+    """The keys of a record for a message: they are its author's, and may be long and many."""
+    return ", ".join(sorted(str(key)[:40] for key in record)[:12]) or "no keys"
 
 
 def _optional(record: dict[str, Any], key: str) -> str:

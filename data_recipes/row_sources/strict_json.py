@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from typing import Any, NoReturn
 
 MAX_DEPTH = 64
@@ -76,8 +77,7 @@ def _float(text: str) -> float:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice, _ = next(item for item in Counter(key for key, _ in pairs).items() if item[1] > 1)
         raise NotStrictJson("a key written twice", f"the key {twice[:60]!r} is written twice in one object")
     return found
 

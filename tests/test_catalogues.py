@@ -1,4 +1,4 @@
-"""Catalogues of packages, wheels and folders as rows; the fuzzy, obsolete and broken is counted and left out."""
+"""Catalogues of packages, wheels and folders as rows; the fuzzy, obsolete and broken is counted, not read."""
 
 import gettext
 import json

@@ -211,6 +211,27 @@ def test_sentences_are_not_cut_inside_of_emphasis_or_links():
     assert found == ["One.", "*Two. Three.* [Four. Five](u).", "Six 3.5 is.", "Seven?"]
 
 
+@pytest.mark.parametrize(
+    ("reply", "check"),
+    [
+        ("⟦0⟧ஒரு ⟦2⟧சொல்⟦1⟧ இங்கே⟦3⟧", "placeholders"),
+        ("⟦0⟧ஒரு ⟦1⟧சொல் இங்கே⟦3⟧", "placeholders"),
+        ("⟦0⟧ஒரு ⟦1⟧சொல்⟦2⟧ ⟦2⟧ இங்கே⟦3⟧", "placeholders"),
+        ("⟦1⟧ஒரு ⟦0⟧சொல்⟦2⟧ இங்கே⟦3⟧", "placeholders"),
+        ("இதோ: ⟦0⟧ஒரு ⟦1⟧சொல்⟦2⟧ இங்கே⟦3⟧", "chatter"),
+        ("⟦0⟧ஒரு ⟦1⟧சொல்⟦2⟧\nஇங்கே⟦3⟧", "lines"),
+        (" \n", "reply"),
+    ],
+)
+def test_a_reply_whose_marks_are_not_those_sent_is_not_restored(reply, check):
+    document = parse("A **word** here")
+    masked = mask(document, message_elements(document), "⟦{n}⟧", "keep", "Taml", framed=True)
+    assert restore(masked, "⟦ 0 ⟧ஒரு ⟦௧⟧ சொல் ⟦2⟧ இங்கே⟦3⟧ ") == "ஒரு **சொல்** இங்கே"
+    with pytest.raises(Mismatch) as caught:
+        restore(masked, reply)
+    assert caught.value.check == check
+
+
 # Verification
 
 

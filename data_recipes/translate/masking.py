@@ -254,10 +254,25 @@ def restore(masked: Masked, reply: str) -> str:
         if str(parts[0]).strip() or str(parts[-1]).strip():
             raise Mismatch("chatter", "words outside of the first and the last mark")
         parts = parts[2:-2]
+    if any(numbers.index(closing) < numbers.index(opening) for opening, closing in _pairs(masked.marks)):
+        # Two signs of ** that changed places would still be markup, around other words.
+        raise Mismatch("placeholders", "a closing sign stands before its opening one")
     glue = [n for n in numbers if masked.marks[n].glue]
     if glue != sorted(glue):
         raise Mismatch("placeholders", "paragraphs are out of order")
     return _joined(masked, parts)
+
+
+def _pairs(marks: Sequence[Mark]) -> list[tuple[int, int]]:
+    """The numbers of each opening mark and the one that closes it."""
+    opened: list[int] = []
+    pairs: list[tuple[int, int]] = []
+    for number, mark in enumerate(marks):
+        if mark.side == 1:
+            opened.append(number)
+        elif mark.side == -1 and opened:
+            pairs.append((opened.pop(), number))
+    return pairs
 
 
 def _joined(masked: Masked, parts: list[str | int]) -> str:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from data_recipes.artefact import UserError
-from finetune.batches import IGNORED_LABEL, collate, encode_rows
+from finetune.batches import IGNORED_LABEL, collate, encode_rows, stop_token_ids
 from finetune.train import token_losses
 
 
@@ -87,9 +87,7 @@ def answer_nll(
 
 def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
     """Greedy settings of our own: a checkpoint's generation_config may ask for sampling."""
-    of_model = getattr(model.generation_config, "eos_token_id", None)
-    named = [*(of_model if isinstance(of_model, list) else [of_model]), tokenizer.eos_token_id]
-    stops = {token for token in named if token is not None}
+    stops = stop_token_ids(model.generation_config, tokenizer)
     if not stops:
         raise UserError(
             "the tokenizer and the model name no stop token: set eos_token in tokenizer_config.json"

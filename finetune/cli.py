@@ -28,6 +28,7 @@ class Stage(NamedTuple):
 STAGES = {
     "run": Stage("finetune.run", "the whole way: data to report, each stage only when it is needed", False),
     "data": Stage("data_recipes.build", "build a dataset from a recipe", False),
+    "masks": Stage("finetune.masks", "show which tokens of a row are trained, and audit all rows", False),
     "profile": Stage("finetune.routing", "count which experts each language uses"),
     "select": Stage("finetune.selection", "choose the experts to tune"),
     "train": Stage("finetune.train", "train LoRA on the chosen experts"),

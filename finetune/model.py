@@ -89,7 +89,7 @@ def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     if base.model in SHIPPED_MODELS:
         disable_progress_bar()  # it loads in a blink; a bar helps with a large one
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=base.revision)
+        tokenizer = load_tokenizer(base)
         config = AutoConfig.from_pretrained(path, revision=base.revision)
         loaded: Any = auto_class(config).from_pretrained(
             path,
@@ -111,6 +111,19 @@ def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
             enable_progress_bar()
     model: Any = model.to(device=choose_device(base.device))
     return model.eval().requires_grad_(False), tokenizer
+
+
+def load_tokenizer(base: BaseConfig) -> PreTrainedTokenizerBase:
+    """Load the base's tokenizer; `base.thinking` is written into its chat template.
+
+    There all that renders a chat finds it, training and asking alike, and so does the fingerprint.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model_path(base.model), revision=base.revision)
+    if base.thinking is not None and tokenizer.chat_template:
+        # The plus keeps a line end that the template may start with.
+        setting = f"{{% set enable_thinking = {str(base.thinking).lower()} +%}}"
+        tokenizer.chat_template = setting + tokenizer.chat_template
+    return tokenizer
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:

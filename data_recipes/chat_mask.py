@@ -1,4 +1,4 @@
-"""A conversation as token ids, with the tokens that are trained: the answers, each with the token that ends it.
+"""A conversation as token ids, and which are trained: the answers, each with the token that ends it.
 
 Reads messages through a chat template; writes nothing.
 
@@ -19,7 +19,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from data_recipes.artefact import UserError
-from data_recipes.chat_template import PLACEHOLDER, ChatTemplate, Messages, message_texts, n_shared, thinking_of
+from data_recipes.chat_template import (
+    PLACEHOLDER,
+    ChatTemplate,
+    Messages,
+    message_texts,
+    n_shared,
+    thinking_of,
+)
 
 FindingKind = Literal["nothing_trained", "untrained_stop", "prompt_trained", "other_opening"]
 
@@ -101,7 +108,9 @@ def chat_mask(template: ChatTemplate, messages: Messages, tools: Any = None) -> 
         ids = [*chat.ids, *appended]
         trained = {position for turn in turns for position in range(turn.start, turn.end)}
         is_trained = [position in trained for position in range(len(ids))]
-        findings += [Finding("untrained_stop", _no_stop(messages, turn)) for turn in turns if turn.stop is None]
+        findings += [
+            Finding("untrained_stop", _no_stop(messages, turn)) for turn in turns if turn.stop is None
+        ]
     if not answers:
         findings.append(Finding("nothing_trained", "it has no assistant message"))
     elif empty := [number for number in answers if not _says_anything(messages[number])]:
@@ -157,7 +166,9 @@ def _turn(chat: _Rendered, number: int, findings: list[Finding]) -> Turn:
     stops = [place for place in range(n_said, last) if chat.ids[place] in template.control_ids]
     if stops:
         # Cohere closes a turn with two control tokens; Llama goes on at once with the next turn's.
-        closes = tuple(chat.ids[place] for place in stops[: len(template.closing_ids)]) == template.closing_ids
+        closes = (
+            tuple(chat.ids[place] for place in stops[: len(template.closing_ids)]) == template.closing_ids
+        )
         place = stops[max(len(template.closing_ids), 1) - 1] if closes else stops[0]
         stop, end = chat.ids[place], place + 1
     else:  # nothing follows: what would follow is appended
@@ -185,8 +196,9 @@ def _prompt_end(chat: _Rendered, number: int, said_start: int) -> tuple[int, str
     n_same = n_shared(opening, written)
     if n_same == len(opening):
         return before[1] + n_same, ""
-    shown = written[: len(opening)]
-    return before[1] + n_same, f"the model is asked with {opening!r}, the row has {shown!r}"
+    return before[1] + n_same, (
+        f"the model is asked with {opening!r}, the row has {chat.text[before[1] : said_start]!r}"
+    )
 
 
 def _marked(chat: _Rendered) -> tuple[list[int], list[bool]]:
@@ -212,12 +224,10 @@ def _findings_of_marks(
         own = [ids[position] for position in inside if is_trained[position]]
         if own and own[-1] not in template.control_ids:
             shown = template.tokenizer.decode([own[-1]])
-            findings.append(
-                Finding("untrained_stop", f"the last trained token is {shown!r}, no stop token")
-            )
-    foreign = [template.tokenizer.decode([ids[position]]) for position in sorted(outside) if is_trained[position]]
-    if foreign := [text for text in foreign if text.strip()]:
-        findings.append(Finding("prompt_trained", f"{''.join(foreign)[:60]!r} is marked and is no answer"))
+            findings.append(Finding("untrained_stop", f"the last trained token is {shown!r}, no stop token"))
+    foreign = template.tokenizer.decode([ids[place] for place in sorted(outside) if is_trained[place]])
+    if foreign.strip():
+        findings.append(Finding("prompt_trained", f"{foreign[:60]!r} is marked and is no answer"))
     return findings
 
 

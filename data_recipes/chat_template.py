@@ -131,7 +131,7 @@ def thinking_of(message: Mapping[str, Any]) -> str:
 
 
 def _control_between(template: ChatTemplate, messages: Messages) -> int | None:
-    """The first control token between two placeholders; None when the template refuses such a conversation."""
+    """The first control token between two placeholders; None when the template refuses such a chat."""
     try:
         parts = template.render(messages).split(PLACEHOLDER)
     except UserError:

@@ -1,4 +1,4 @@
-"""Control tokens inside texts: `<|user|>` typed into a message becomes the role token itself, not its letters.
+"""Control tokens inside texts: `<|user|>` typed into a message becomes the role token, not its letters.
 
 Reads rows and a chat template; writes nothing. A text that holds one is refused; it can also be escaped (a
 space after the token's first sign, so that a reader still sees what it was) or rid of it.
@@ -27,7 +27,7 @@ class Typed(NamedTuple):
 def typed_control_tokens(template: ChatTemplate, row: Mapping[str, Any]) -> list[Typed]:
     """Control tokens that the texts of a row's messages turn into, found by tokenizing each text alone.
 
-    The assistant's own may hold those that are no special tokens: <think> and <tool_call> stand inside answers.
+    The assistant's own may hold those that are no special tokens: <think> and <tool_call> belong to it.
     """
     added = template.tokenizer.added_tokens_decoder
     found = []
@@ -60,7 +60,10 @@ def without_control_tokens(
         tokens = sorted({token.token for token in typed}, key=len, reverse=True)
         changed = {token.message for token in typed}
         messages = [
-            {key: value if key == "role" else _changed(value, tokens, policy) for key, value in message.items()}
+            {
+                key: value if key == "role" else _changed(value, tokens, policy)
+                for key, value in message.items()
+            }
             if number in changed
             else message
             for number, message in enumerate(row["messages"])

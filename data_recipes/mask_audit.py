@@ -20,8 +20,8 @@ from data_recipes.control_tokens import typed_control_tokens
 KINDS = {
     "unreadable": (
         "cannot be told apart into prompt and answer",
-        "correct the messages, or put {% generation %} and {% endgeneration %} around the answer and its stop "
-        "token in the chat template",
+        "correct the messages, or put {% generation %} and {% endgeneration %} around the answer and its "
+        "stop token in the chat template",
     ),
     "nothing_trained": (
         "have no token to train on",
@@ -42,10 +42,10 @@ KINDS = {
     ),
     "control_in_text": (
         "hold control tokens inside a text",
-        "escape or strip them with data_recipes.control_tokens.without_control_tokens, or leave such rows out",
+        "escape or strip them with data_recipes.control_tokens.without_control_tokens, or leave the rows out",
     ),
     "too_long": (
-        "are longer than max_length_tokens={limit} and rows are never cut (a cut answer teaches to stop early)",
+        "are longer than max_length_tokens={limit} and rows are never cut: cut answers teach to stop early",
         "set train.max_length_tokens={longest}, or leave such rows out",
     ),
 }
@@ -63,7 +63,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class AuditOptions:
-    """What an audit compares with."""
+    """What rows are compared with."""
 
     max_length_tokens: int | None = None  # longer rows are a problem; None takes any
     stop_ids: frozenset[int] = frozenset()  # tokens the model stops at; empty takes any control token
@@ -165,7 +165,9 @@ def audited_mask(
     """The mask of a row and every reason why it must not be trained on; an empty mask where there is none."""
     row_id = str(row["id"])
     problems = [
-        Problem("control_in_text", row_id, f"{typed.token} in message {typed.message + 1}, the {typed.role}'s")
+        Problem(
+            "control_in_text", row_id, f"{typed.token} in message {typed.message + 1}, the {typed.role}'s"
+        )
         for typed in typed_control_tokens(template, row)
     ]
     try:

@@ -35,7 +35,9 @@ class MaskView:
             mark = TRAINED if span.is_trained else " "
             shown = text.replace("\n", f"{LINE_END}\n").removesuffix("\n").split("\n")
             head = f"{mark} {span.end - span.start:>5}  {span.role:<10} "
-            lines += [(head if number == 0 else f"{mark}{' ' * 19}") + line for number, line in enumerate(shown)]
+            lines += [
+                (head if number == 0 else f"{mark}{' ' * 19}") + line for number, line in enumerate(shown)
+            ]
         return "\n".join(line.rstrip() for line in lines)
 
     def _repr_html_(self) -> str:

@@ -33,8 +33,8 @@ def masks_stage(config: RunConfig, n_rows: int = 3) -> AuditReport:
     except (OSError, ValueError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"cannot load the tokenizer of {config.base.model!r}: {first_line}; give base.model a folder with "
-            "a tokenizer, a Hub id, or tiny-glm"
+            f"cannot load the tokenizer of {config.base.model!r}: {first_line}; give base.model a folder "
+            "with a tokenizer, a Hub id, or tiny-glm"
         ) from error
     stop_ids = stop_token_ids(_generation_config(config.base), tokenizer)
     template = read_template(tokenizer)
@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _generation_config(base: BaseConfig) -> GenerationConfig | None:
     """The base's generation config; None where it has none, and only the tokenizer says what ends a text."""
     try:
-        return GenerationConfig.from_pretrained(resolve_model_path(base.model), revision=base.revision)
+        path, revision = resolve_model_path(base.model), base.revision or "main"
+        return GenerationConfig.from_pretrained(path, revision=revision)
     except OSError:
         return None

@@ -19,14 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from data_recipes.artefact import UserError
-from data_recipes.chat_template import (
-    PLACEHOLDER,
-    ChatTemplate,
-    Messages,
-    message_texts,
-    n_shared,
-    thinking_of,
-)
+from data_recipes.chat_template import PLACEHOLDER, ChatTemplate, Messages, message_texts, n_shared
 
 FindingKind = Literal["nothing_trained", "untrained_stop", "prompt_trained", "other_opening"]
 
@@ -95,6 +88,8 @@ def chat_mask(template: ChatTemplate, messages: Messages, tools: Any = None) -> 
     """
     if any(PLACEHOLDER in text for message in messages for text in message_texts(message)):
         raise UserError("it holds U+FDD0, a noncharacter that marks places here: take it out of the text")
+    if nameless := [number for number, message in enumerate(messages) if not message.get("role")]:
+        raise UserError(f"message {nameless[0] + 1} has no role: give it user, assistant, system or tool")
     text = template.render(messages, tools)
     chat = _Rendered(template, messages, tools, text, template.encode(text))
     findings: list[Finding] = []
@@ -158,8 +153,8 @@ def _turn(chat: _Rendered, number: int, findings: list[Finding]) -> Turn:
         findings.append(
             Finding("prompt_trained", f"token {shown!r} holds the prompt's end and the answer's start")
         )
-    thinking, start = thinking_of(message), n_prompt
-    if thinking and thinking not in chat.text[prompt_end : said[1]]:
+    start = n_prompt
+    if template.leaves_thinking_out(chat.messages, chat.tools, number):
         start = chat.n_tokens(said[0])[0]  # to train the empty block in its place is to unlearn thinking
     n_said = chat.n_tokens(said[1])[0]
     last = len(chat.ids) if is_last else chat.n_tokens(next_start)[0]

@@ -20,6 +20,7 @@ GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 PLACEHOLDER = "\ufdd0"
 # A message keeps these when its text is replaced: templates look a tool's answer up by them.
 KEPT_KEYS = ("role", "name", "tool_call_id")
+THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,18 @@ class ChatTemplate:
         n_after = min(n_shared(text[::-1], other[::-1]), len(text) - start)
         return start, len(text) - n_after
 
+    def leaves_thinking_out(self, messages: Messages, tools: Any, number: int) -> bool:
+        """Whether message `number` has thinking, in its own field or in the content, that is not shown."""
+        message = messages[number]
+        content = message.get("content")
+        replaced = {key: PLACEHOLDER for key in THINKING_KEYS if message.get(key)}
+        if not replaced and isinstance(content, str) and "</think>" in content:
+            replaced = {"content": f"<think>{PLACEHOLDER}</think>{content.partition('</think>')[2]}"}
+        if not replaced:
+            return False
+        others = [*messages[:number], {**message, **replaced}, *messages[number + 1 :]]
+        return PLACEHOLDER not in self.render(others, tools)
+
     def first_control(self, ids: Iterable[int]) -> int | None:
         """The first control token among `ids`."""
         return next((token for token in ids if token in self.control_ids), None)
@@ -119,15 +132,6 @@ def n_shared(one: Sequence[Any], other: Sequence[Any]) -> int:
 def message_texts(message: Mapping[str, Any]) -> list[str]:
     """Every text that somebody wrote into a message: content, thinking, names and values of tool calls."""
     return [text for key, value in message.items() if key != "role" for text in _strings(value)]
-
-
-def thinking_of(message: Mapping[str, Any]) -> str:
-    """The thinking of an assistant's message: its own field, or a <think> block inside the content."""
-    own = message.get("reasoning_content") or message.get("reasoning") or message.get("thinking")
-    content = message.get("content")
-    if not own and isinstance(content, str) and "</think>" in content:
-        own = content.split("</think>")[0].split("<think>")[-1]
-    return own.strip() if isinstance(own, str) else ""
 
 
 def _control_between(template: ChatTemplate, messages: Messages) -> int | None:

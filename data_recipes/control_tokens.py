@@ -34,8 +34,8 @@ def typed_control_tokens(template: ChatTemplate, row: Mapping[str, Any]) -> list
     for number, message in enumerate(row["messages"]):
         ids = [token for text in message_texts(message) for token in template.encode(text)]
         for token in dict.fromkeys(token for token in ids if token in template.control_ids):
-            if message["role"] != "assistant" or added[token].special:
-                found.append(Typed(number, str(message["role"]), added[token].content))
+            if message.get("role") != "assistant" or added[token].special:
+                found.append(Typed(number, str(message.get("role")), added[token].content))
     return found
 
 

@@ -3,6 +3,7 @@
 A golden mask is a row of pieces, tokens apart by spaces and a line end as ⏎; those in TRAINED are trained.
 """
 
+import random
 from typing import Any, NamedTuple
 
 import pytest
@@ -272,6 +273,18 @@ def test_marks_and_rendering_again_train_the_same_tokens(tokenizers: dict[str, A
     assert (by_marks.ids, by_marks.is_trained, by_marks.findings) == (again.ids, again.is_trained, [])
 
 
+def test_thinking_inside_the_content_is_known_as_thinking() -> None:
+    # As GLM's and Qwen's templates do: earlier answers lose what stands before </think>.
+    template = CHATML_STYLE.replace(
+        "message.content", "(message.content if loop.last else message.content.split('</think>')[-1])"
+    )
+    tokenizer = styled_tokenizer(template)
+    chat = [user("A"), assistant("<think>R</think>B"), user("C"), assistant("<think>E</think>D")]
+    mask = chat_mask(read_template(tokenizer), chat)
+    texts = [tokenizer.decode(mask.ids[turn.start : turn.end]) for turn in mask.turns]
+    assert texts == ["B<|im_end|>", "<think>E</think>D<|im_end|>"]
+
+
 def test_marks_that_leave_the_stop_token_out_are_found() -> None:
     template = MARKED.replace(
         "{{ message.content + '<|im_end|>' }}{% endgeneration %}",
@@ -346,6 +359,8 @@ def test_nothing_to_train_is_found(tokenizers: dict[str, Any], messages: Any, re
 def test_what_cannot_be_told_apart_is_refused(tokenizers: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="noncharacter"):
         chat_mask(read_template(tokenizers["glm-4.5"]), [user("\ufdd0"), assistant("B")])
+    with pytest.raises(UserError, match="message 2 has no role"):
+        chat_mask(read_template(tokenizers["glm-4.5"]), [user("A"), {"content": "B"}])
     deaf = CHATML_STYLE.replace("message.content", "('' if message.role == 'assistant' else message.content)")
     with pytest.raises(UserError, match="leaves out message 2, the assistant's"):
         chat_mask(read_template(styled_tokenizer(deaf)), [user("A"), assistant("B")])
@@ -356,6 +371,57 @@ def test_what_cannot_be_told_apart_is_refused(tokenizers: dict[str, Any]) -> Non
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
         read_template(tokenizer)
+
+
+ODD_TEXTS = (
+    *("A", "AA", "assistant", "5", "think", "observation", "B\nB", "\nB", "f", "A <b>B</b>"),
+    *("தேதி என்ன?", "हिन्दी में\n१२", "क्‍ष", "مئی", "👩‍🌾", "e\u0301"),
+)
+
+
+def random_chat(generator: random.Random) -> list[dict[str, Any]]:
+    def text() -> str:
+        return " ".join(generator.choices(ODD_TEXTS, k=generator.randint(1, 3)))
+
+    chat = [{"role": "system", "content": text()}] if generator.random() < 0.3 else []
+    for _ in range(generator.randint(1, 3)):
+        chat.append(user(text()))
+        for _ in range(generator.randint(0, 2)):
+            thinks = {"reasoning_content": text().strip()} if generator.random() < 0.5 else {}
+            chat.append(assistant(generator.choice(["", text()]), tool_calls=[call("f", k=text())], **thinks))
+            chat += [tool(text()) for _ in range(generator.randint(1, 2))]
+        chat.append(assistant(text(), **({"reasoning_content": "R"} if generator.random() < 0.5 else {})))
+    return chat
+
+
+def trained_texts(chat: list[dict[str, Any]]) -> list[str]:
+    """What GLM-4.5's style trains of a chat, written down turn by turn."""
+    last_user = max(number for number, message in enumerate(chat) if message["role"] == "user")
+    texts = []
+    for number, message in enumerate(chat):
+        if message["role"] != "assistant":
+            continue
+        thinking, content = message.get("reasoning_content"), message["content"]
+        parts = [f"<think>{thinking if thinking and number > last_user else ''}</think>"]
+        parts += [content.strip()] if content else []
+        for made in message.get("tool_calls", []):
+            value = made["function"]["arguments"]["k"]
+            pair = f"<arg_key>k</arg_key>\n<arg_value>{value}</arg_value>"
+            parts.append(f"<tool_call>f\n{pair}\n</tool_call>")
+        # Thinking that is left out takes its empty block, and the line end after it, out of training.
+        shown = "\n".join(parts[1:]) if thinking and number < last_user else "\n" + "\n".join(parts)
+        texts.append(shown + ("<|observation|>" if message.get("tool_calls") else "<|user|>"))
+    return texts
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_chats_train_the_answers_and_what_ends_them(tokenizers: dict[str, Any], seed: int) -> None:
+    tokenizer, chat = tokenizers["glm-4.5"], random_chat(random.Random(seed))
+    mask = chat_mask(read_template(tokenizer), chat)
+    assert mask.findings == []
+    assert [tokenizer.decode(mask.ids[turn.start : turn.end]) for turn in mask.turns] == trained_texts(chat)
+    in_turns = {place for turn in mask.turns for place in range(turn.start, turn.end)}
+    assert [place in in_turns for place in range(len(mask.ids))] == mask.is_trained
 
 
 def test_a_text_in_parts_is_found_too(tokenizers: dict[str, Any]) -> None:

@@ -29,8 +29,8 @@ KINDS = {
     ),
     "untrained_stop": (
         "train no stop token, so the model would never learn to stop",
-        "put the token that ends a turn inside {% generation %} in the chat template, or have the template "
-        "write one that generation_config.json names as eos_token_id",
+        "the token that ends a turn must be inside {% generation %} where the chat template has such marks, "
+        "and the model must stop at it: name it among eos_token_id in generation_config.json",
     ),
     "prompt_trained": (
         "train tokens of the prompt",

@@ -68,7 +68,7 @@ def answer_nll(
         rows: dataset rows; `messages` ends with the assistant's turn.
 
     Raises:
-        UserError: an empty answer, or as `encode_rows`: a template that does not mark the answer.
+        UserError: an empty answer, or as `encode_rows`: rows that must not be trained on.
     """
     n_bytes = np.array([len(row["messages"][-1]["content"].encode("utf-8")) for row in rows], dtype=np.int64)
     if not n_bytes.all():

@@ -91,16 +91,18 @@ def chat_mask(template: ChatTemplate, messages: Messages, tools: Any = None) -> 
     if nameless := [number for number, message in enumerate(messages) if not message.get("role")]:
         raise UserError(f"message {nameless[0] + 1} has no role: give it user, assistant, system or tool")
     text = template.render(messages, tools)
-    chat = _Rendered(template, messages, tools, text, template.encode(text))
+    ids, is_trained = (
+        _marked(template, messages, tools) if template.has_marks else (template.encode(text), [])
+    )
+    chat = _Rendered(template, messages, tools, text, ids)
     findings: list[Finding] = []
     answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     turns = [_turn(chat, number, findings) for number in answers]
     if template.has_marks:
-        ids, is_trained = _marked(chat)
         findings += _findings_of_marks(template, ids, is_trained, turns)
     else:
-        appended = [turn.stop for turn in turns[-1:] if turn.end > len(chat.ids) and turn.stop is not None]
-        ids = [*chat.ids, *appended]
+        appended = [turn.stop for turn in turns[-1:] if turn.end > len(ids) and turn.stop is not None]
+        ids = [*ids, *appended]
         trained = {position for turn in turns for position in range(turn.start, turn.end)}
         is_trained = [position in trained for position in range(len(ids))]
         findings += [
@@ -196,14 +198,14 @@ def _prompt_end(chat: _Rendered, number: int, said_start: int) -> tuple[int, str
     )
 
 
-def _marked(chat: _Rendered) -> tuple[list[int], list[bool]]:
-    encoded = chat.template.tokenizer.apply_chat_template(
-        list(chat.messages),
-        tools=chat.tools,
+def _marked(template: ChatTemplate, messages: Messages, tools: Any) -> tuple[list[int], list[bool]]:
+    encoded = template.tokenizer.apply_chat_template(
+        list(messages),
+        tools=tools,
         tokenize=True,
         return_dict=True,
         return_assistant_tokens_mask=True,
-        **chat.template.options,
+        **template.options,
     )
     return list(encoded["input_ids"]), [bool(mark) for mark in encoded["assistant_masks"]]
 

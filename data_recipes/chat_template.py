@@ -40,6 +40,10 @@ class ChatTemplate:
         """Token ids of a rendered text, as the tokenizer's own apply_chat_template makes them."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of several texts, each alone: one call costs little more than one text does."""
+        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+
     def render(self, messages: Messages, tools: Any = None, asks: bool = False) -> str:
         """The conversation as text; `asks` adds the generation prompt.
 

@@ -29,14 +29,16 @@ def typed_control_tokens(template: ChatTemplate, row: Mapping[str, Any]) -> list
 
     The assistant's own may hold those that are no special tokens: <think> and <tool_call> belong to it.
     """
-    added = template.tokenizer.added_tokens_decoder
-    found = []
-    for number, message in enumerate(row["messages"]):
-        ids = [token for text in message_texts(message) for token in template.encode(text)]
-        for token in dict.fromkeys(token for token in ids if token in template.control_ids):
-            if message.get("role") != "assistant" or added[token].special:
-                found.append(Typed(number, str(message.get("role")), added[token].content))
-    return found
+    messages = row["messages"]
+    texts = [(number, text) for number, message in enumerate(messages) for text in message_texts(message)]
+    found: dict[Typed, None] = {}  # each once, in order
+    for (number, _), ids in zip(texts, template.encode_all([text for _, text in texts]), strict=True):
+        role = str(messages[number].get("role"))
+        for token in (token for token in ids if token in template.control_ids):
+            added = template.tokenizer.added_tokens_decoder[token]  # made anew each time: not for every row
+            if role != "assistant" or added.special:
+                found[Typed(number, role, added.content)] = None
+    return list(found)
 
 
 def without_control_tokens(

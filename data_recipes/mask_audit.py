@@ -145,7 +145,7 @@ def audit(
         n_turns += len(mask.turns)
         texts = [text for message in row["messages"] for text in message_texts(message)]
         sums[str(row.get("language") or "?")].update(
-            tokens=sum(len(template.encode(text)) for text in texts),
+            tokens=sum(map(len, template.encode_all(texts))),
             words=sum(len(_WORD.findall(text)) for text in texts),
             graphemes=sum(len(_GRAPHEME.findall(text)) for text in texts),
         )

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from data_recipes.artefact import UserError
-from finetune.batches import IGNORED_LABEL, collate, encode_rows
+from finetune.batches import IGNORED_LABEL, collate, encode_rows, stop_token_ids
 from finetune.train import token_losses
 
 
@@ -68,7 +68,7 @@ def answer_nll(
         rows: dataset rows; `messages` ends with the assistant's turn.
 
     Raises:
-        UserError: an empty answer, or as `encode_rows`: a template that does not mark the answer.
+        UserError: an empty answer, or as `encode_rows`: rows that must not be trained on.
     """
     n_bytes = np.array([len(row["messages"][-1]["content"].encode("utf-8")) for row in rows], dtype=np.int64)
     if not n_bytes.all():
@@ -87,9 +87,7 @@ def answer_nll(
 
 def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
     """Greedy settings of our own: a checkpoint's generation_config may ask for sampling."""
-    of_model = getattr(model.generation_config, "eos_token_id", None)
-    named = [*(of_model if isinstance(of_model, list) else [of_model]), tokenizer.eos_token_id]
-    stops = {token for token in named if token is not None}
+    stops = stop_token_ids(model.generation_config, tokenizer)
     if not stops:
         raise UserError(
             "the tokenizer and the model name no stop token: set eos_token in tokenizer_config.json"

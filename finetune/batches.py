@@ -4,7 +4,6 @@ Reads rows with `id` and `messages`; writes nothing. Every process computes the 
 part of it, so any number of processes sees the same rows in the same step.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,9 +11,10 @@ import numpy as np
 import torch
 
 from data_recipes.artefact import UserError
+from data_recipes.chat_template import read_template
+from data_recipes.mask_audit import audited_mask, refuse
 
 IGNORED_LABEL = -100  # torch's cross_entropy leaves it out
-GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class Example(NamedTuple):
@@ -34,30 +34,41 @@ class Batch(NamedTuple):
     labels: torch.Tensor
 
 
-def encode_rows(tokenizer: Any, rows: Iterable[Mapping[str, Any]], max_length_tokens: int) -> list[Example]:
-    """Tokenize chat rows and mark what is trained: the assistant's tokens and the stop token after them.
+def encode_rows(
+    tokenizer: Any,
+    rows: Iterable[Mapping[str, Any]],
+    max_length_tokens: int,
+    stop_ids: frozenset[int] = frozenset(),
+) -> list[Example]:
+    """Tokenize chat rows and mark what is trained: the assistant's tokens and the token that ends its turn.
+
+    `stop_ids` are the tokens the model stops at; empty takes any control token of the template.
 
     Raises:
-        UserError: no rows, a template without generation marks or without a trained stop token, a row with
-            nothing to train, or rows longer than `max_length_tokens` (cut answers teach to stop early).
+        UserError: no rows, no chat template, or rows that must not be trained on as they are, with all
+            reasons together (`data_recipes.mask_audit`): nothing to train, an untrained stop token, a prompt
+            that is trained, control tokens in a text, more than `max_length_tokens`.
     """
-    if not GENERATION_MARK.search(str(tokenizer.chat_template or "")):
-        raise UserError(
-            "the tokenizer's chat template has no {% generation %} marks to tell the assistant's tokens by: "
-            "put {% generation %} and {% endgeneration %} around the answer and its stop token"
-        )
-    examples = [_encode_row(tokenizer, row) for row in rows]
+    template = read_template(tokenizer)
+    examples, problems = [], []
+    for row in rows:
+        mask, found = audited_mask(template, row, max_length_tokens, stop_ids)
+        problems += found
+        labels = [
+            token if own else IGNORED_LABEL for token, own in zip(mask.ids, mask.is_trained, strict=True)
+        ]
+        examples.append(Example(str(row["id"]), mask.ids, labels))
     if not examples:
         raise UserError("there are no rows to train on: the dataset split is empty")
-    too_long = [example for example in examples if len(example.tokens) > max_length_tokens]
-    if too_long:
-        longest = max(too_long, key=lambda example: len(example.tokens))
-        raise UserError(
-            f"{len(too_long)} of {len(examples)} rows are longer than max_length_tokens={max_length_tokens} "
-            f"and rows are never cut; the longest, {longest.row_id}, needs {len(longest.tokens)}: "
-            "raise it, or leave such rows out of the dataset"
-        )
+    refuse(problems, len(examples), max_length_tokens)
     return examples
+
+
+def stop_token_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens a model stops at: those of its generation config and the tokenizer's end of text."""
+    of_model = getattr(generation_config, "eos_token_id", None)
+    named = [*(of_model if isinstance(of_model, list) else [of_model]), tokenizer.eos_token_id]
+    return frozenset(token for token in named if token is not None)
 
 
 def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
@@ -97,22 +108,3 @@ def epoch_order(n_rows: int, seed: int, epoch: int) -> np.ndarray:
 def contiguous_part(items: Sequence[Any], part: int, n_parts: int) -> Sequence[Any]:
     """The `part`-th (from 0) of `n_parts` slices that together are `items`; sizes differ by one at most."""
     return items[len(items) * part // n_parts : len(items) * (part + 1) // n_parts]
-
-
-def _encode_row(tokenizer: Any, row: Mapping[str, Any]) -> Example:
-    encoded = tokenizer.apply_chat_template(
-        row["messages"], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
-    tokens, mask = encoded["input_ids"], encoded["assistant_masks"]
-    labels = [token if trained else IGNORED_LABEL for token, trained in zip(tokens, mask, strict=True)]
-    trained_tokens = [label for label in labels[1:] if label != IGNORED_LABEL]
-    if not trained_tokens:
-        raise UserError(
-            f"row {row['id']} has no token to train on: its assistant message is missing or empty"
-        )
-    if trained_tokens[-1] not in tokenizer.all_special_ids:
-        raise UserError(
-            f"row {row['id']}: the last trained token is {tokenizer.decode([trained_tokens[-1]])!r}, no stop "
-            "token, so the model would never learn to stop: put it inside {% generation %} in the template"
-        )
-    return Example(str(row["id"]), list(tokens), labels)

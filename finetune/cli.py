@@ -28,6 +28,7 @@ class Stage(NamedTuple):
 STAGES = {
     "run": Stage("finetune.run", "the whole way: data to report, each stage only when it is needed", False),
     "data": Stage("data_recipes.build", "build a dataset from a recipe", False),
+    "masks": Stage("finetune.masks", "show which tokens of a row are trained, and audit all rows", False),
     "profile": Stage("finetune.profiling.routing", "count which experts each language uses"),
     "profile-merge": Stage("finetune.profiling.profile_merge", "add the shards of a profile up", False),
     "select": Stage("finetune.selecting.selection", "choose the experts to tune", False),

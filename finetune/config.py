@@ -37,6 +37,7 @@ class BaseConfig:
     revision: str | None = None  # Hub commit, tag or branch; None is the default branch
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights in memory
     device: str = "auto"  # "auto" takes an accelerator when there is one; else a torch device name
+    thinking: bool | None = None  # chat template's enable_thinking; None leaves it to the template
 
 
 @dataclass(frozen=True, kw_only=True)

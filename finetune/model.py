@@ -90,7 +90,7 @@ def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     if base.model in SHIPPED_MODELS:
         disable_progress_bar()  # it loads in a blink; a bar helps with a large one
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=base.revision)
+        tokenizer = load_tokenizer(base)
         config = AutoConfig.from_pretrained(path, revision=base.revision)
         loaded: Any = auto_class(config).from_pretrained(
             path,
@@ -127,16 +127,23 @@ def _align(model: torch.nn.Module) -> None:
 
 
 def load_tokenizer(base: BaseConfig) -> PreTrainedTokenizerBase:
-    """Load the base's tokenizer alone.
+    """Load the base's tokenizer; `base.thinking` is written into its chat template.
+
+    There all that renders a chat finds it, training and asking alike, and so does the fingerprint.
 
     Raises:
         UserError: there is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(resolve_model_path(base.model), revision=base.revision)
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model_path(base.model), revision=base.revision)
     except Exception as error:  # OSError, ValueError: each library has its own
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot load the tokenizer of {base.model!r}: {first_line}") from error
+    if base.thinking is not None and tokenizer.chat_template:
+        # The plus keeps a line end that the template may start with.
+        setting = f"{{% set enable_thinking = {str(base.thinking).lower()} +%}}"
+        tokenizer.chat_template = setting + tokenizer.chat_template
+    return tokenizer
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:

@@ -47,6 +47,7 @@ from finetune.batches import (
     encode_rows,
     n_trained_tokens,
     step_rows,
+    stop_token_ids,
 )
 from finetune.config import RunConfig, TrainConfig, config_from_arguments
 from finetune.model import load_model, model_fingerprint, tokenizer_fingerprint
@@ -95,7 +96,8 @@ def train_rows(
     """
     refuse_merged(model)
     accelerator = accelerator or start_accelerator(config.n_processes)
-    examples = encode_rows(tokenizer, rows, config.max_length_tokens)
+    stop_ids = stop_token_ids(getattr(model, "generation_config", None), tokenizer)
+    examples = encode_rows(tokenizer, rows, config.max_length_tokens, stop_ids)
     validation = _encode_validation(tokenizer, validation_rows, config)
     model.to(accelerator.device).train()
     parameters = list(adapter_parameters(model).values())

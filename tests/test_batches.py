@@ -41,16 +41,19 @@ def test_batches_are_padded_on_the_right_and_padding_is_never_trained(tiny_token
     assert int((batch.labels[:, 1:] != IGNORED_LABEL).sum()) == len("long answer") + len("no") + 2
 
 
-def test_a_template_without_generation_marks_is_refused(tiny_tokenizer: Any) -> None:
+def test_a_template_without_generation_marks_trains_the_same_tokens(tiny_tokenizer: Any) -> None:
     template = tiny_tokenizer.chat_template
-    without = template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-    untrained_stop = template.replace("<|endoftext|>{% endgeneration %}", "{% endgeneration %}<|endoftext|>")
+    rows = [row("a", "தேதி?", "5 மே")]
+    marked = encode_rows(tiny_tokenizer, rows, 100)
     try:
-        tiny_tokenizer.chat_template = without
-        with pytest.raises(UserError, match="no {% generation %} marks"):
-            encode_rows(tiny_tokenizer, [row("a", "q", "x")], 100)
-        tiny_tokenizer.chat_template = untrained_stop
-        with pytest.raises(UserError, match="row a: the last trained token is 'x', no stop token"):
+        tiny_tokenizer.chat_template = template.replace("{% generation %}", "").replace(
+            "{% endgeneration %}", ""
+        )
+        assert encode_rows(tiny_tokenizer, rows, 100) == marked
+        tiny_tokenizer.chat_template = template.replace(
+            "<|endoftext|>{% endgeneration %}", "{% endgeneration %}<|endoftext|>"
+        )
+        with pytest.raises(UserError, match=r"row a \(the last trained token is 'x', no stop token\)"):
             encode_rows(tiny_tokenizer, [row("a", "q", "x")], 100)
     finally:
         tiny_tokenizer.chat_template = template
@@ -60,7 +63,7 @@ def test_rows_that_cannot_be_trained_are_named(tiny_tokenizer: Any) -> None:
     with pytest.raises(UserError, match="no rows"):
         encode_rows(tiny_tokenizer, [], 100)
     question_only = {"id": "q7", "messages": [{"role": "user", "content": "hello"}]}
-    with pytest.raises(UserError, match="row q7 has no token to train on"):
+    with pytest.raises(UserError, match="have no token to train on: row q7"):
         encode_rows(tiny_tokenizer, [question_only], 100)
     with pytest.raises(UserError, match=r"1 of 2 rows are longer than max_length_tokens=20.*long7"):
         encode_rows(tiny_tokenizer, [row("a", "q", "x"), row("long7", "q", "x" * 30)], 20)

@@ -10,6 +10,7 @@ from typing import Any
 
 import regex
 from anyascii import anyascii
+from rensa import RMinHash
 
 from data_recipes.digits import fold_digits
 from data_recipes.steps import Row
@@ -69,6 +70,11 @@ def skeleton(text: str) -> str:
 def skeleton_shingles(text: str, n: int) -> set[str]:
     """Return all runs of `n` signs of a text's skeleton, spaces among them."""
     return _runs(list(skeleton(text)), n)
+
+
+def hashes(shingles: set[str]) -> set[int]:
+    """Return 64-bit hashes of shingles, the same in every process."""
+    return set(RMinHash.hash_token_sets([sorted(shingles)])[0])
 
 
 def _runs(signs: list[str], n: int) -> set[str]:

@@ -16,15 +16,16 @@ from data_recipes.digits import fold_digits
 from data_recipes.steps import Row
 from data_recipes.text import normalise
 
-KEY = "NFC, runs of white space as one space, digits of all scripts as ASCII ones"  # what `key` does; for manifests
+# What `key` does, for manifests.
+KEY = "NFC, runs of white space as one space, digits of all scripts as ASCII ones"
 _GRAPHEME = regex.compile(r"\X")
 _NUMBER = re.compile(r"[0-9]+")
-# Spellings of one consonant, native or romanised, fold to one sign: क ख ग घ, k kh g gh; च छ ज झ श स, ch chh j z
-# sh s; त ट थ ठ द ड, t th d dh; प फ ब भ व, p ph f b v w; न ण म and the anusvara; ल ழ, l zh. Tamil writes voiced and
-# unvoiced stops with one letter, and Bengali व and ब: so neither voice nor v and b tell here.
-_DIGRAPHS = str.maketrans({"x": "ks", "q": "k", "g": "k", "z": "s", "j": "s", "c": "s", "d": "t"}) | str.maketrans(
-    {"f": "p", "b": "p", "v": "p", "w": "p", "m": "n"}
-)
+# Spellings of one consonant fold to one sign, native or romanised: k kh g gh; ch chh j z sh s; t th d dh;
+# p ph f b v w; n, m and the anusvara; l and zh (ழ). Tamil writes voiced and unvoiced stops with one letter, and
+# Bengali v and b: so neither voice nor v and b tell here.
+_DIGRAPHS = str.maketrans(
+    {"x": "ks", "q": "k", "g": "k", "z": "s", "j": "s", "c": "s", "d": "t"}
+) | str.maketrans({"f": "p", "b": "p", "v": "p", "w": "p", "m": "n"})
 _NOT_COMPARED = re.compile(r"[^a-z0-9\s]")
 _SILENT = re.compile(r"(?<=[a-z])h|[aeiouy]")
 _DOUBLED = re.compile(r"([a-z])\1+")
@@ -34,10 +35,14 @@ def contents(row: Row) -> list[tuple[str, str]]:
     """Return the role and the text of each message; what is not a string (parts, tool calls) as JSON."""
     found = []
     for message in row["messages"]:
-        others: dict[str, Any] = {name: message[name] for name in sorted(message) if name not in ("role", "content")}
+        others: dict[str, Any] = {
+            name: message[name] for name in sorted(message) if name not in ("role", "content")
+        }
         content = message.get("content")
         texts = [content if isinstance(content, str) else "" if content is None else _json(content)]
-        found.append((message["role"], "\n".join([*texts, *([_json(others)] if any(others.values()) else [])])))
+        found.append(
+            (message["role"], "\n".join([*texts, *([_json(others)] if any(others.values()) else [])]))
+        )
     return found
 
 
@@ -59,8 +64,8 @@ def grapheme_shingles(text: str, n: int) -> set[str]:
 def skeleton(text: str) -> str:
     """Return the consonants of a text in Latin letters, so that हिन्दी and "hindee" look alike.
 
-    AnyASCII gives one Latin spelling for each letter of any script; vowels, aspiration and voice then go, since
-    people romanise these in many ways. Far too coarse to say that two short texts are one.
+    AnyASCII gives one Latin spelling for each letter of any script; vowels, aspiration and voice then go,
+    since people romanise these in many ways. Far too coarse to say that two short texts are one.
     """
     latin = _NOT_COMPARED.sub("", anyascii(key(text).replace("ழ", "ல")).lower().replace("zh", "l"))
     folded = _SILENT.sub("", latin.translate(_DIGRAPHS))

@@ -7,8 +7,8 @@ the test sets and not with the rows. A row is contaminated when, in one of two f
 - it holds a run of `words` words of one, or
 - it is the whole of a test text that is too short for runs.
 
-The forms are the text's key in lower case, and its consonant skeleton: a test question in Tamil script is found
-romanised, and one in Latin letters in Tamil script.
+The forms are the text's key in lower case, and its consonant skeleton: a test question in Tamil script is
+found romanised, and one in Latin letters in Tamil script.
 """
 
 from collections import Counter
@@ -97,11 +97,13 @@ def index_test_sets(
     return index
 
 
-def keep_out(rows: Iterable[Row], index: TestSets, parents: Mapping[str, Contact] | None = None) -> Iterator[Row | Rejected]:
+def keep_out(
+    rows: Iterable[Row], index: TestSets, parents: Mapping[str, Contact] | None = None
+) -> Iterator[Row | Rejected]:
     """Yield each row, or its rejection when it, or the row it was made from, is in a test set.
 
-    A row names what it was made from in `parent`: the id of a row, or a dict with its `id` and its `messages` or
-    `text`.
+    A row names what it was made from in `parent`: the id of a row, or a dict with its `id` and its
+    `messages` or `text`.
 
     Args:
         parents: contaminated rows of the source by id, from `contaminated_ids`.
@@ -116,14 +118,18 @@ def keep_out(rows: Iterable[Row], index: TestSets, parents: Mapping[str, Contact
             who = "" if contact else "parent "
             hit = contact or of_parent
             assert hit is not None
-            yield Rejected(str(row["id"]), NAME, f"{who}in test set {hit.test_set}", f"{hit.form} form, {hit.how}")
+            yield Rejected(
+                str(row["id"]), NAME, f"{who}in test set {hit.test_set}", f"{hit.form} form, {hit.how}"
+            )
         else:
             yield with_transform(row, NAME, VERSION, {"test_sets": dict(sorted(index.n_texts.items()))})
 
 
 def contaminated_ids(rows: Iterable[Row], index: TestSets) -> dict[str, Contact]:
     """Return the contaminated rows of a source by id, so that what is made from them can go too."""
-    found = ((str(row["id"]), find_contact([text for _, text in comparison.contents(row)], index)) for row in rows)
+    found = (
+        (str(row["id"]), find_contact([text for _, text in comparison.contents(row)], index)) for row in rows
+    )
     return {row_id: contact for row_id, contact in found if contact}
 
 

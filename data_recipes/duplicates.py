@@ -1,12 +1,13 @@
 """Duplicates: exact ones, near ones by MinHash on graphemes, and a text beside its own romanisation.
 
 Rows go in, twice: once for their signatures, once for the texts of those that may be duplicates. Nothing is
-written. Which of two duplicates stays is decided by a hash of their ids, never by the order of arrival, and each
-row that goes names the one that stays. Memory grows with the rows by `BYTES_PER_ROW` of hashes, and by the
-shingles of the candidates.
+written. Which of two duplicates stays is decided by a hash of their ids, never by the order of arrival, and
+each row that goes names the one that stays. Memory grows with the rows by `BYTES_PER_ROW` of hashes, and by
+the shingles of the candidates.
 
-MinHash is rensa's (R-MinHash, 32-bit values). Rows of which `bands` groups of `rows_per_band` values agree in one
-are candidates: a pair of similarity s is one with 1 - (1 - s^rows)^bands. True Jaccard similarity then decides.
+MinHash is rensa's (R-MinHash, 32-bit values), in bands of a few values each. Rows that agree in a whole band
+are candidates: a pair of similarity s with the chance 1 - (1 - s^values)^bands. True Jaccard similarity then
+decides.
 """
 
 import hashlib
@@ -55,7 +56,9 @@ class DuplicateOptions:
 
     def __post_init__(self) -> None:
         shares = {"similarity": self.similarity, "twin_similarity": self.twin_similarity}
-        wrong = [f"{name}={value} (above 0.5, up to 1)" for name, value in shares.items() if not 0.5 < value <= 1]
+        wrong = [
+            f"{name}={value} (above 0.5, up to 1)" for name, value in shares.items() if not 0.5 < value <= 1
+        ]
         lengths = ("shingle_graphemes", "twin_shingle_letters", "min_shingles")
         wrong += [f"{name}={getattr(self, name)} (1 or more)" for name in lengths if getattr(self, name) < 1]
         wrong += [] if self.twins in ("drop", "keep") else [f"twins={self.twins!r} (drop or keep)"]
@@ -87,7 +90,7 @@ def drop_duplicates(
     """Yield each row that stays, or its rejection, in the order of the rows.
 
     Args:
-        read_rows: gives the same rows at each call, as from the file of the step before; it is called three times.
+        read_rows: gives the same rows at each call, as from the file of the step before; called three times.
 
     Raises:
         UserError: two rows have one id.
@@ -98,7 +101,9 @@ def drop_duplicates(
         if duplicate := found.get(str(row["id"])):
             yield Rejected(str(row["id"]), NAME, f"{duplicate.kind} duplicate", f"of {duplicate.kept}")
         else:
-            yield with_transform(row, NAME, VERSION, {"similarity": options.similarity, "twins": options.twins})
+            yield with_transform(
+                row, NAME, VERSION, {"similarity": options.similarity, "twins": options.twins}
+            )
 
 
 def signatures(rows: Iterable[Row], options: DuplicateOptions) -> np.ndarray:
@@ -114,7 +119,9 @@ def signature(row: Row, options: DuplicateOptions) -> bytes:
     texts = comparison.contents(row)
     exact = "\0".join(f"{role}\0{comparison.key(text)}" for role, text in texts)
     text = "\n".join(text for _, text in texts)
-    near = _bands(comparison.grapheme_shingles(text, options.shingle_graphemes), BANDS, ROWS_PER_BAND, options)
+    near = _bands(
+        comparison.grapheme_shingles(text, options.shingle_graphemes), BANDS, ROWS_PER_BAND, options
+    )
     twin = np.full(TWIN_BANDS, _SINGLE, dtype=np.uint32)
     if options.twins == "drop":
         shingles = comparison.skeleton_shingles(text, options.twin_shingle_letters)
@@ -127,8 +134,8 @@ def find_duplicates(
 ) -> dict[str, Duplicate]:
     """Return the rows that go, by id.
 
-    Exact duplicates go first. Then the rows are taken in the order of their ids' hashes, and one goes if it is
-    similar to one that stays; so the outcome is the same for every order of `table`.
+    Exact duplicates go first. Then the rows are taken in the order of their ids' hashes, and one goes if it
+    is similar to one that stays; so the outcome is the same for every order of `table`.
 
     Raises:
         UserError: two rows have one id.
@@ -167,7 +174,7 @@ def _exact_duplicates(table: np.ndarray) -> dict[int, int]:
 
 
 def _groups(table: np.ndarray, exact: dict[int, int]) -> dict[int, list[tuple[int, int]]]:
-    """Return, for each row that shares a band with another, the bands with their values, in the table's order."""
+    """Return the shared bands and their values of each row that has any, in the table's order."""
     stays = np.ones(len(table), dtype=bool)
     stays[list(exact)] = False
     groups: dict[int, list[tuple[int, int]]] = {}

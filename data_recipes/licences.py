@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from license_expression import AND, ExpressionError, Licensing, LicenseSymbol, LicenseWithExceptionSymbol, get_spdx_licensing
+from license_expression import (
+    AND,
+    ExpressionError,
+    LicenseSymbol,
+    LicenseWithExceptionSymbol,
+    Licensing,
+    get_spdx_licensing,
+)
 
 from data_recipes.artefact import UserError
 from data_recipes.steps import Rejected, Row, with_transform
@@ -38,7 +45,7 @@ PERMISSIVE = (
 
 @dataclass(frozen=True)
 class LicenceOptions:
-    """The allowed licences: SPDX identifiers, `LicenseRef-` names of one's own, or one of both WITH an exception.
+    """The allowed licences: SPDX identifiers or `LicenseRef-` names of one's own, also WITH an exception.
 
     Raises:
         UserError: an entry is none of these, or there is none; all such entries are named together.
@@ -98,15 +105,17 @@ def refuse_build(rejected: Iterable[Rejected]) -> None:
         sources = ", ".join(sorted({item.detail for item in groups[reason]}))
         ids = sorted(item.row_id for item in groups[reason])
         more = ", ..." if len(ids) > N_EXAMPLES else ""
-        lines.append(f"  {len(ids):,} rows, {reason} (source: {sources}; rows {', '.join(ids[:N_EXAMPLES])}{more})")
+        lines.append(
+            f"  {len(ids):,} rows, {reason} (source: {sources}; rows {', '.join(ids[:N_EXAMPLES])}{more})"
+        )
     raise UserError(
         "\n".join(
             [
                 "the licences of some rows are not allowed:",
                 *lines,
-                "leave those sources out, or, if you may use them, add the licence to `allowed`; for a missing or unknown "
-                "one write the SPDX expression of the source's own terms in its `licence` (Apache-2.0 AND CC-BY-4.0), or a "
-                "name that begins with LicenseRef- and allow that",
+                "leave those sources out, or, if you may use them, add the licence to `allowed`; for a missing "
+                "or unknown one write the SPDX expression of the source's own terms in its `licence` (Apache-2.0 "
+                "AND CC-BY-4.0), or a name that begins with LicenseRef- and allow that",
             ]
         )
     )

@@ -2,7 +2,7 @@
 
 Reads the shipped recipes' facts, Django's catalogues and Babel; writes nothing.
 Command: `python -m tests.pii_rates`. What it calls clean holds dates, amounts, names and interface texts of
-fifteen languages. Order numbers are made: a bare number of ten or twelve digits cannot be told from a person's.
+fifteen languages. Order numbers are made: a bare one of ten or twelve digits cannot be told from a person's.
 """
 
 import random
@@ -52,7 +52,9 @@ def babel_texts() -> Iterator[str]:
         locale = Locale.parse(code)
         for _ in range(400):
             day = date(rng.randrange(1900, 2100), rng.randrange(1, 13), rng.randrange(1, 29))
-            moment = datetime(day.year, day.month, day.day, rng.randrange(24), rng.randrange(60), rng.randrange(60))
+            moment = datetime(
+                day.year, day.month, day.day, rng.randrange(24), rng.randrange(60), rng.randrange(60)
+            )
             amount = rng.randrange(10 ** rng.randrange(1, 13)) / rng.choice((1, 100))
             texts = [
                 *(format_date(day, form, locale) for form in ("short", "medium", "full")),
@@ -77,7 +79,10 @@ def rate(name: str, texts: Iterable[str]) -> None:
         n_hit += bool(found)
         kinds.update(finding.kind for finding in found)
     per_1000 = 1000 * n_hit / n_texts
-    print(f"{name:24} {n_texts:>8,} {n_with_sign:>10,} {n_hit:>6,} {per_1000:>9.3f}  {dict(sorted(kinds.items()))}")
+    print(
+        f"{name:24} {n_texts:>8,} {n_with_sign:>10,} {n_hit:>6,} {per_1000:>9.3f}"
+        f"  {dict(sorted(kinds.items()))}"
+    )
 
 
 def print_recall() -> None:
@@ -107,7 +112,9 @@ def main() -> None:
     for n_digits in range(6, 17):
         rng = random.Random(n_digits)
         numbers = (rng.randrange(10 ** (n_digits - 1), 10**n_digits) for _ in range(1000))
-        rate(f"order numbers, {n_digits} digits", (f"{rng.choice(ORDER_WORDS)} {number}" for number in numbers))
+        rate(
+            f"order numbers, {n_digits} digits", (f"{rng.choice(ORDER_WORDS)} {number}" for number in numbers)
+        )
     print_recall()
 
 

@@ -71,7 +71,13 @@ def aadhaar_forms(number: str) -> Iterator[str]:
 
 
 def phone_forms(number: str) -> Iterator[str]:
-    yield from (number, f"{number[:5]} {number[5:]}", f"{number[:5]}-{number[5:]}", f"0{number}", f"+91{number}")
+    yield from (
+        number,
+        f"{number[:5]} {number[5:]}",
+        f"{number[:5]}-{number[5:]}",
+        f"0{number}",
+        f"+91{number}",
+    )
     yield from (f"+91 {number[:5]} {number[5:]}", f"+91-{number}", f"0 {number}", f"0091 {number}")
     yield f"{number[:3]} {number[3:6]} {number[6:]}"
     yield f"+91 ({number[:5]}) {number[5:]}"
@@ -80,5 +86,11 @@ def phone_forms(number: str) -> Iterator[str]:
 def in_texts(number: str, system: str) -> Iterator[tuple[str, str]]:
     """Yield texts with a number in them in a script's digits, each with the number as it stands there."""
     written, word = write_digits(number, system), WORDS[system]
-    for text in (written, f"{word} {written}.", f"{word}{written}{word}", f"({written})", f"{word}: {written}, {word}"):
+    for text in (
+        written,
+        f"{word} {written}.",
+        f"{word}{written}{word}",
+        f"({written})",
+        f"{word}: {written}, {word}",
+    ):
         yield text, written

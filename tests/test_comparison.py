@@ -1,4 +1,4 @@
-"""Forms for comparing: what the key folds and what it keeps apart, shingles, the skeleton's measured recall."""
+"""Forms for comparing: what the key folds and keeps apart, shingles, the skeleton's measured recall."""
 
 import unicodedata
 
@@ -79,5 +79,7 @@ def test_romanised_sentences_are_found_and_strangers_are_not():
     threshold = DuplicateOptions().twin_similarity
     twins = [value for values in twin_similarities().values() for value in values]
     assert len(twins) == 29
-    assert sum(value >= threshold for value in twins) >= 27  # Gujarati's anusvara and Urdu's vowel letters are missed
+    assert (
+        sum(value >= threshold for value in twins) >= 27
+    )  # Gujarati's anusvara and Urdu's vowel letters are missed
     assert max(stranger_similarities()) < 0.3

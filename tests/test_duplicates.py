@@ -9,22 +9,36 @@ import pytest
 
 from data_recipes.artefact import UserError
 from data_recipes.comparison import contents, grapheme_shingles
-from data_recipes.duplicates import BYTES_PER_ROW, DuplicateOptions, drop_duplicates, find_duplicates, signatures
+from data_recipes.duplicates import (
+    BYTES_PER_ROW,
+    DuplicateOptions,
+    drop_duplicates,
+    find_duplicates,
+    signatures,
+)
 from data_recipes.steps import Rejected
 from tests.test_comparison import MINIMAL_PAIRS
 
 HINDI = "मेरा नाम राहुल है और मैं दिल्ली में रहता हूँ और रोज़ सुबह पार्क में घूमने जाता हूँ"
 ROMANISED = "mera naam rahul hai aur main dilli mein rehta hoon aur roz subah park mein ghumne jaata hoon"
-WORDS = "घर पानी किताब सुबह शाम लड़का लड़की रास्ता पेड़ नदी पहाड़ बाज़ार काम खाना दूध चाय दिन रात देश शहर".split()
+VOCABULARY = "घर पानी किताब सुबह शाम लड़का लड़की रास्ता पेड़ नदी पहाड़ बाज़ार काम खाना दूध चाय दिन रात देश शहर"
+WORDS = VOCABULARY.split()
 
 
 def row(row_id: str, text: str, language: str = "hi", script: str = "Deva") -> dict:
-    return {"id": row_id, "language": language, "script": script, "messages": [{"role": "user", "content": text}]}
+    return {
+        "id": row_id,
+        "language": language,
+        "script": script,
+        "messages": [{"role": "user", "content": text}],
+    }
 
 
 def outcome(rows: list[dict], options: DuplicateOptions | None = None) -> dict[str, tuple[str, str]]:
     done = list(drop_duplicates(lambda: iter(rows), options))
-    assert [item.row_id if isinstance(item, Rejected) else item["id"] for item in done] == [r["id"] for r in rows]
+    assert [item.row_id if isinstance(item, Rejected) else item["id"] for item in done] == [
+        r["id"] for r in rows
+    ]
     return {item.row_id: (item.reason, item.detail) for item in done if isinstance(item, Rejected)}
 
 
@@ -73,7 +87,10 @@ def test_a_romanised_twin_goes_in_its_language_and_only_where_asked():
 
 def test_the_outcome_is_the_same_in_every_order():
     texts = [HINDI, HINDI + " जी", HINDI + " जी हाँ", "आज " + HINDI, ROMANISED]
-    rows = [row(f"r{i}", text, *(("hi-Latn", "Latn") if text is ROMANISED else ())) for i, text in enumerate(texts)]
+    rows = [
+        row(f"r{i}", text, *(("hi-Latn", "Latn") if text is ROMANISED else ()))
+        for i, text in enumerate(texts)
+    ]
     rows.append(row("r5", HINDI))
     orders = [rows, rows[::-1], *(random.Random(i).sample(rows, len(rows)) for i in range(30))]
     outcomes = [outcome(order) for order in orders]

@@ -3,7 +3,14 @@
 import pytest
 
 from data_recipes.artefact import UserError
-from data_recipes.licences import LicenceOptions, check_licences, count_licences, judge, licence_gate, refuse_build
+from data_recipes.licences import (
+    LicenceOptions,
+    check_licences,
+    count_licences,
+    judge,
+    licence_gate,
+    refuse_build,
+)
 from data_recipes.sources import SOURCES
 from data_recipes.steps import Rejected
 
@@ -64,7 +71,10 @@ def test_each_row_passes_with_its_licence_or_is_rejected_in_its_place():
 
 
 def test_the_build_stops_with_all_refused_rows_listed_by_licence():
-    rows = [row(i, "CC-BY-NC-4.0", f"hub/{'ab'[i % 2]}") for i in range(5)] + [row(8, None, "x.csv"), row(9, "MIT")]
+    rows = [row(i, "CC-BY-NC-4.0", f"hub/{'ab'[i % 2]}") for i in range(5)] + [
+        row(8, None, "x.csv"),
+        row(9, "MIT"),
+    ]
     taken = []
     with pytest.raises(UserError) as stopped:
         taken.extend(licence_gate(rows))

@@ -21,7 +21,12 @@ def found(text: str) -> list[tuple[str, str]]:
 def test_every_aadhaar_number_is_found_in_each_digit_script(system: str):
     rng = random.Random(f"aadhaar {system}")
     numbers = [pii_samples.make_aadhaar(rng) for _ in range(40)]
-    cases = [c for n in numbers for form in pii_samples.aadhaar_forms(n) for c in pii_samples.in_texts(form, system)]
+    cases = [
+        c
+        for n in numbers
+        for form in pii_samples.aadhaar_forms(n)
+        for c in pii_samples.in_texts(form, system)
+    ]
     assert len(cases) == 40 * 6 * 5
     missed = [text for text, written in cases if found(text) != [("AADHAAR", written)]]
     assert missed == []
@@ -31,7 +36,9 @@ def test_every_aadhaar_number_is_found_in_each_digit_script(system: str):
 def test_every_mobile_number_is_found_in_each_digit_script(system: str):
     rng = random.Random(f"phone {system}")
     numbers = [pii_samples.make_phone(rng) for _ in range(25)]
-    cases = [c for n in numbers for form in pii_samples.phone_forms(n) for c in pii_samples.in_texts(form, system)]
+    cases = [
+        c for n in numbers for form in pii_samples.phone_forms(n) for c in pii_samples.in_texts(form, system)
+    ]
     assert len(cases) == 25 * 11 * 5
     missed = [text for text, written in cases if [value.strip("()") for _, value in found(text)] != [written]]
     assert missed == []
@@ -127,7 +134,14 @@ def test_the_last_three_of_four_groups_may_be_the_number():
 
 
 def test_long_lines_of_digits_and_signs_take_no_more_than_their_length():
-    for line in ("9" * 300_000, "9 " * 100_000, "a@" * 20_000, "a1" * 100_000, "1-" * 100_000, "a." * 100_000 + "@"):
+    for line in (
+        "9" * 300_000,
+        "9 " * 100_000,
+        "a@" * 20_000,
+        "a1" * 100_000,
+        "1-" * 100_000,
+        "a." * 100_000 + "@",
+    ):
         assert find_pii(line) == []
 
 
@@ -136,7 +150,9 @@ def row(text: str, **more: object) -> dict:
 
 
 def test_a_tag_takes_the_place_of_a_value_and_the_count_stands_on_the_row():
-    rows = list(remove_pii([row("आधार २३४१ २३४१ २३४६, फ़ोन 98765 43210 और 98765 43210"), row("कुछ नहीं", language="ta")]))
+    rows = list(
+        remove_pii([row("आधार २३४१ २३४१ २३४६, फ़ोन 98765 43210 और 98765 43210"), row("कुछ नहीं", language="ta")])
+    )
     assert rows[0]["messages"][0]["content"] == "आधार <AADHAAR>, फ़ोन <PHONE> और <PHONE>"
     checks = {"action": "tag", "found": {"AADHAAR": 1, "PHONE": 2}}
     assert rows[0]["transforms"] == [{"name": "pii", "version": 1, "checks": checks}]
@@ -148,7 +164,9 @@ def test_tool_calls_nested_values_numbers_and_keys_are_cleaned():
     call = {"type": "function", "function": {"name": "dial", "arguments": '{"to": 9876543210, "n": 3}'}}
     message = {"role": "assistant", "content": None, "tool_calls": [call]}
     extra = {"9876543210": "Ravi", "9876543211": [True, 9876543210, 1.5, "क 2341 2341 2346"]}
-    (clean,) = remove_pii([row("", value=extra, parent={"id": 7, "text": "call 9876543210"}) | {"messages": [message]}])
+    (clean,) = remove_pii(
+        [row("", value=extra, parent={"id": 7, "text": "call 9876543210"}) | {"messages": [message]}]
+    )
     arguments = clean["messages"][0]["tool_calls"][0]["function"]["arguments"]
     assert json.loads(arguments) == {"to": "<PHONE>", "n": 3}
     assert clean["value"] == {"<PHONE>": "Ravi", "<PHONE>_": [True, "<PHONE>", 1.5, "क <AADHAAR>"]}
@@ -157,7 +175,10 @@ def test_tool_calls_nested_values_numbers_and_keys_are_cleaned():
 
 
 def test_arguments_without_personal_data_keep_their_bytes_and_broken_json_is_text():
-    for before, after in (('{"a":1,  "b" : "x"}', '{"a":1,  "b" : "x"}'), ('{"to": 9876543210', '{"to": <PHONE>')):
+    for before, after in (
+        ('{"a":1,  "b" : "x"}', '{"a":1,  "b" : "x"}'),
+        ('{"to": 9876543210', '{"to": <PHONE>'),
+    ):
         message = {"role": "assistant", "function": {"arguments": before}}
         (clean,) = remove_pii([row("") | {"messages": [message]}])
         assert clean["messages"][0]["function"]["arguments"] == after
@@ -175,7 +196,9 @@ def test_no_value_is_in_any_output_or_log(action, caplog, capfd):
     makers = (pii_samples.make_aadhaar, pii_samples.make_phone, pii_samples.make_pan, pii_samples.make_gstin)
     values = [make(rng) for make in makers for _ in range(20)]
     systems = list(pii_samples.WORDS)
-    rows = [row(f"देखें {write_digits(value, systems[i % 13])} है", value=value) for i, value in enumerate(values)]
+    rows = [
+        row(f"देखें {write_digits(value, systems[i % 13])} है", value=value) for i, value in enumerate(values)
+    ]
     with caplog.at_level(logging.DEBUG):
         clean = list(remove_pii(rows, PiiOptions(action=action), bytes(32)))
         printed = [*capfd.readouterr(), caplog.text, json.dumps(count_pii(clean))]

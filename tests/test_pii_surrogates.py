@@ -1,4 +1,4 @@
-"""Surrogates: the same for the same value, right in form and check digit, in the same script, and nobody's."""
+"""Surrogates: one for one value, right in form and check digit, in the same script, and nobody's."""
 
 import random
 import re
@@ -28,7 +28,11 @@ def test_codes_keep_form_and_check_sign_and_leave_the_issued_range():
     for _ in range(100):
         old_pan = pii_samples.make_pan(rng)
         new_pan = surrogate("PAN", old_pan, KEY)
-        assert re.fullmatch(r"[A-Z]{5}0000[A-Z]", new_pan) and new_pan[3] == old_pan[3] and not pan.is_valid(new_pan)
+        assert (
+            re.fullmatch(r"[A-Z]{5}0000[A-Z]", new_pan)
+            and new_pan[3] == old_pan[3]
+            and not pan.is_valid(new_pan)
+        )
         old = pii_samples.make_gstin(rng)
         new = surrogate("GSTIN", old, KEY)
         assert luhn.is_valid(new, pii_samples.BASE_36) and not gstin.is_valid(new) and new[:2] == old[:2]
@@ -62,7 +66,9 @@ def test_a_value_gives_one_surrogate_however_it_is_written_and_another_under_ano
         assert fold_digits(spaced).replace(" ", "") == surrogate("AADHAAR", "234123412346", KEY)
         assert spaced == write_digits(spaced, system)  # in the digits of the value
         assert len(spaced) == 14
-    assert surrogate("PHONE", "+91 98765 43210", KEY)[4:].replace(" ", "") == surrogate("PHONE", "9876543210", KEY)
+    assert surrogate("PHONE", "+91 98765 43210", KEY)[4:].replace(" ", "") == surrogate(
+        "PHONE", "9876543210", KEY
+    )
     assert surrogate("EMAIL", "Ravi@Gmail.com", KEY) == surrogate("EMAIL", "ravi@gmail.com", KEY)
     assert surrogate("AADHAAR", "234123412346", KEY) != surrogate("AADHAAR", "234123412346", OTHER_KEY)
 
@@ -76,7 +82,9 @@ def test_different_values_have_different_surrogates_in_a_thousand():
 def test_a_dialogue_stays_consistent_across_its_rows():
     rows = [{"id": str(i), "language": "hi", "messages": [{"role": "user", "content": text}]} for i, text in
             enumerate(("फ़ोन ९८७६५ ४३२१०", "call 9876543210"))]  # fmt: skip
-    one, two = (row["messages"][0]["content"] for row in remove_pii(rows, PiiOptions(action="surrogate"), KEY))
+    one, two = (
+        row["messages"][0]["content"] for row in remove_pii(rows, PiiOptions(action="surrogate"), KEY)
+    )
     assert fold_digits(one).split(" ", 1)[1].replace(" ", "") == two.split()[1]
     assert not fold_digits(one).isascii() and "43210" not in fold_digits(one)
 

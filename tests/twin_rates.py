@@ -9,7 +9,9 @@ import yaml
 
 from data_recipes.comparison import skeleton_shingles
 
-PAIRS: dict[str, list[list[str]]] = yaml.safe_load(Path(__file__).with_name("twin_pairs.yaml").read_text(encoding="utf-8"))
+PAIRS: dict[str, list[list[str]]] = yaml.safe_load(
+    Path(__file__).with_name("twin_pairs.yaml").read_text(encoding="utf-8")
+)
 
 
 def similarity(a: str, b: str, n_letters: int = 3) -> float:
@@ -24,7 +26,7 @@ def twin_similarities() -> dict[str, list[float]]:
 
 
 def stranger_similarities() -> list[float]:
-    """Return the similarity of each native sentence and each romanised one of its language that is not its own."""
+    """Return the similarity of each native sentence to the romanised others of its language."""
     return [
         similarity(native, romanised)
         for pairs in PAIRS.values()

@@ -13,7 +13,7 @@ from data_recipes.pii.candidates import Candidate
 from data_recipes.pii.context import TABLES
 
 BASE_36 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-# stdnum 2.2 ends at 37. 38 is Ladakh, 96 abroad, 97 other territory, 99 the centre (GST Network's state codes).
+# stdnum 2.2 ends at 37. 38 is Ladakh, 96 abroad, 97 other territory, 99 the centre (GST Network's codes).
 GST_STATES = {f"{code:02}" for code in (*range(1, 39), 96, 97, 99)}
 _S = r"(?:[^\S\r\n]|[-‐‑‒–—])?"
 _STATES = "|".join(f"[{a}{a.lower()}][{b}{b.lower()}]" for a, b in TABLES["vehicle_states"])

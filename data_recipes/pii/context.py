@@ -19,7 +19,9 @@ BEFORE, AFTER = 60, 30  # characters of the text that are searched
 def has_context(kind: str, text: str, start: int, end: int) -> bool:
     """Whether a word that belongs to a kind stands near `text[start:end]`."""
     pattern = _kind_pattern(kind)
-    return any(pattern.search(_key(part)) for part in (text[max(0, start - BEFORE) : start], text[end : end + AFTER]))
+    return any(
+        pattern.search(_key(part)) for part in (text[max(0, start - BEFORE) : start], text[end : end + AFTER])
+    )
 
 
 def is_amount(text: str, start: int, end: int) -> bool:
@@ -38,7 +40,9 @@ def _kind_pattern(kind: str) -> regex.Pattern[str]:
 @cache
 def _currency_patterns() -> tuple[regex.Pattern[str], regex.Pattern[str]]:
     words = _any_of(TABLES["currency"])
-    return regex.compile(rf"(?:\p{{Sc}}|isbn|{words})[\s.:/-]*$"), regex.compile(rf"\s?(?:\p{{Sc}}|/-|{words})")
+    return regex.compile(rf"(?:\p{{Sc}}|isbn|{words})[\s.:/-]*$"), regex.compile(
+        rf"\s?(?:\p{{Sc}}|/-|{words})"
+    )
 
 
 def _any_of(words: list[str]) -> str:

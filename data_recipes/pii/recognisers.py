@@ -13,6 +13,7 @@ from data_recipes.pii.candidates import Candidate
 from data_recipes.pii.codes import find_codes
 from data_recipes.pii.context import TABLES, has_context, is_amount
 from data_recipes.pii.numbers import find_numbers
+from data_recipes.pii.presidio import find_by_presidio
 
 # In the order in which they win where two overlap: a GSTIN holds a PAN, a UPI id may be a phone number.
 KINDS = (
@@ -41,10 +42,14 @@ class Finding:
     end: int
 
 
-def find_pii(text: str, kinds: tuple[str, ...] = KINDS) -> list[Finding]:
-    """Return what is personal in a text, in its order and without overlaps."""
+def find_pii(text: str, kinds: tuple[str, ...] = KINDS, presidio: tuple[str, ...] = ()) -> list[Finding]:
+    """Return what is personal in a text, in its order and without overlaps.
+
+    Args:
+        presidio: entities that Presidio looks for as well (`presidio.RECOGNISERS`).
+    """
     folded = fold_digits(text)
-    if not _ANY_SIGN.search(folded):
+    if not presidio and not _ANY_SIGN.search(folded):
         return []
     candidates = [
         candidate
@@ -52,7 +57,9 @@ def find_pii(text: str, kinds: tuple[str, ...] = KINDS) -> list[Finding]:
         for candidate in find(folded)
         if candidate.kind in kinds
     ]
-    candidates.sort(key=lambda c: (not c.certain, KINDS.index(c.kind), c.start, -c.end))
+    candidates += find_by_presidio(folded, presidio)
+    order = {kind: i for i, kind in enumerate((*KINDS, *presidio))}
+    candidates.sort(key=lambda c: (not c.certain, order[c.kind], c.start, -c.end))
     found: list[Finding] = []
     taken = bytearray(len(folded))
     for candidate in candidates:
@@ -64,7 +71,7 @@ def find_pii(text: str, kinds: tuple[str, ...] = KINDS) -> list[Finding]:
 
 
 def compact(value: str) -> str:
-    """Return a value as it is compared: ASCII digits, upper case, without separators (an address keeps its signs)."""
+    """Return a value as it is compared: ASCII digits, upper case; only an address keeps its signs."""
     folded = fold_digits(value).upper()
     return folded if "@" in folded else re.sub("[^A-Z0-9]", "", folded)
 

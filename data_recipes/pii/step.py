@@ -18,17 +18,22 @@ from data_recipes.steps import Row, with_transform
 NAME, VERSION = "pii", 1
 # What says where a row comes from: it must stay what it is at the source, and holds no text of the row.
 _KEPT_FIELDS = {
-    "id", "parent", "language", "script", "source", "revision", "source_row_id", "licence", "attribution", "transforms",
-    "task", "kind", "group", "checker", "role",
+    "id", "parent", "language", "script", "source", "revision", "source_row_id", "licence", "attribution",
+    "transforms", "task", "kind", "group", "checker", "role",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class PiiOptions:
-    """Which kinds are taken out, and what takes their place: `<AADHAAR>` or a surrogate."""
+    """Which kinds are taken out, and what takes their place: `<AADHAAR>` or a surrogate.
+
+    Raises:
+        UserError: an action or a kind that there is not.
+    """
 
     action: Literal["tag", "surrogate"] = "tag"
     kinds: tuple[str, ...] = KINDS
+    presidio: tuple[str, ...] = ()  # more kinds, by the extra `presidio`; these are always tagged
 
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.kinds if kind not in KINDS]
@@ -39,8 +44,10 @@ class PiiOptions:
             )
 
 
-def remove_pii(rows: Iterable[Row], options: PiiOptions | None = None, key: bytes | None = None) -> Iterator[Row]:
-    """Yield rows with the personal data in all their texts replaced, also inside tool calls and nested values.
+def remove_pii(
+    rows: Iterable[Row], options: PiiOptions | None = None, key: bytes | None = None
+) -> Iterator[Row]:
+    """Yield rows with the personal data in all their texts replaced, also in tool calls and nested values.
 
     A row's id and what names its source are left alone (`_KEPT_FIELDS`).
 
@@ -53,8 +60,8 @@ def remove_pii(rows: Iterable[Row], options: PiiOptions | None = None, key: byte
     options = options or PiiOptions()
     if options.action == "surrogate" and len(key or b"") != KEY_BYTES:
         raise UserError(
-            "surrogates for personal data need a secret key: pass surrogates.read_or_make_key(FILE), with a file "
-            "outside the dataset's folder; or use action=tag"
+            "surrogates for personal data need a secret key: pass surrogates.read_or_make_key(FILE), with a "
+            "file outside the dataset's folder; or use action=tag"
         )
     return (_cleaned_row(row, options, key) for row in rows)
 
@@ -62,9 +69,12 @@ def remove_pii(rows: Iterable[Row], options: PiiOptions | None = None, key: byte
 def clean_text(text: str, options: PiiOptions, key: bytes | None, counts: Counter[str]) -> str:
     """Return a text with its personal data replaced; adds what was found to `counts`, by kind."""
     pieces, end = [], 0
-    for finding in find_pii(text, options.kinds):
+    for finding in find_pii(text, options.kinds, options.presidio):
         counts[finding.kind] += 1
-        pieces += [text[end : finding.start], _replacement(finding.kind, text[finding.start : finding.end], options, key)]
+        pieces += [
+            text[end : finding.start],
+            _replacement(finding.kind, text[finding.start : finding.end], options, key),
+        ]
         end = finding.end
     return "".join([*pieces, text[end:]])
 
@@ -83,10 +93,14 @@ def count_pii(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
 def _cleaned_row(row: Row, options: PiiOptions, key: bytes | None) -> Row:
     counts: Counter[str] = Counter()
     cleaned = {
-        name: value if name in _KEPT_FIELDS and isinstance(value, str | list | None) else _clean(value, options, key, counts)
+        name: value
+        if name in _KEPT_FIELDS and isinstance(value, str | list | None)
+        else _clean(value, options, key, counts)
         for name, value in row.items()
     }
-    return with_transform(cleaned, NAME, VERSION, {"action": options.action, "found": dict(sorted(counts.items()))})
+    return with_transform(
+        cleaned, NAME, VERSION, {"action": options.action, "found": dict(sorted(counts.items()))}
+    )
 
 
 def _clean(value: Any, options: PiiOptions, key: bytes | None, counts: Counter[str]) -> Any:
@@ -126,7 +140,7 @@ def _clean_number(number: int, options: PiiOptions, key: bytes | None, counts: C
 
 
 def _replacement(kind: str, value: str, options: PiiOptions, key: bytes | None) -> str:
-    if options.action == "tag":
+    if options.action == "tag" or kind in options.presidio:
         return f"<{kind}>"
     assert key is not None  # remove_pii refuses surrogates without one
     return surrogate(kind, value, key)

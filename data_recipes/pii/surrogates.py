@@ -7,10 +7,11 @@ it nobody can try all Aadhaar numbers until one gives the surrogate. Where they 
 - Aadhaar, VID: begin with 1 (UIDAI issues none with 0 or 1), valid Verhoeff digit.
 - PAN: serial number 0000 (issued are 0001 to 9999), the holder's type is kept; GSTIN: holds such a PAN, its
   state is kept, valid check sign.
-- IFSC: bank ZZZZ, which no bank has; passport: begins with Q, X or Z; vehicle: state ZZ, or year 00 of series BH.
-- phone: national number 50..., which is neither a mobile series nor an area code: every number that begins with
-  6 to 9 can be somebody's (all of 200,000 drawn were valid to libphonenumber 9.0.42).
-- voter id: letters ZZZ, valid Luhn digit. There is no public list of these letters, so this one is not certain.
+- IFSC: bank ZZZZ, which no bank has (Razorpay's list of them); passport: begins with Q, X or Z; vehicle: state
+  ZZ, or year 00 of series BH.
+- phone: national number 50..., which is neither a mobile series nor an area code. Every number that begins with
+  6 to 9 can be somebody's (libphonenumber 9.0.42 took 200,000 of 200,000 drawn, and 0 of 3,000 of 50...).
+- voter id: letters ZZZ, valid Luhn digit. There is no public list of these letters: this one is not certain.
 - e-mail: at example.com (RFC 2606); UPI: at the handle "example", which NPCI does not list.
 """
 
@@ -76,7 +77,7 @@ def surrogate(kind: str, value: str, key: bytes) -> str:
 
 
 def canonical(kind: str, value: str) -> str:
-    """Return a value as it is compared: a phone number without +91 or 0 before it, all else without separators."""
+    """Return a value as it is compared: without separators, and a phone number without +91 or 0."""
     return compact(value)[-10:] if kind == "PHONE" else compact(value)
 
 
@@ -146,12 +147,16 @@ _MAKERS: dict[str, Callable[[str, Draw], str]] = {
 def _in_the_form_of(value: str, new: str) -> str:
     """Put the signs of `new` in place of the last letters and digits of `value`, which keeps all else."""
     signs = list(value)
-    places = [i for i, sign in enumerate(fold_digits(value)) if sign.isascii() and sign.isalnum()][-len(new) :]
+    places = [i for i, sign in enumerate(fold_digits(value)) if sign.isascii() and sign.isalnum()][
+        -len(new) :
+    ]
     assert len(places) == len(new), "a surrogate has as many letters and digits as its value"
     for place, sign in zip(places, new, strict=True):
         old = signs[place]
         if sign.isdigit() and fold_digits(old).isdigit():
-            signs[place] = chr(ord(old) - int(fold_digits(old)) + int(sign))  # a script's ten digits stand in a row
+            signs[place] = chr(
+                ord(old) - int(fold_digits(old)) + int(sign)
+            )  # a script's ten digits stand in a row
         else:
             signs[place] = sign.lower() if old.islower() else sign
     return "".join(signs)

@@ -10,7 +10,7 @@ from typing import Any
 
 import regex
 from anyascii import anyascii
-from rensa import RMinHash
+from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  (a compiled module without stubs)
 
 from data_recipes.digits import fold_digits
 from data_recipes.steps import Row
@@ -20,9 +20,10 @@ from data_recipes.text import normalise
 KEY = "NFC, runs of white space as one space, digits of all scripts as ASCII ones"
 _GRAPHEME = regex.compile(r"\X")
 _NUMBER = re.compile(r"[0-9]+")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold one, UTF-8 and so rensa cannot
 # Spellings of one consonant fold to one sign, native or romanised: k kh g gh; ch chh j z sh s; t th d dh;
-# p ph f b v w; n, m and the anusvara; l and zh (ழ). Tamil writes voiced and unvoiced stops with one letter, and
-# Bengali v and b: so neither voice nor v and b tell here.
+# p ph f b v w; n, m and the anusvara; l and zh (ழ). Tamil writes voiced and unvoiced stops with one letter,
+# and Bengali v and b: so neither voice nor v and b tell here.
 _DIGRAPHS = str.maketrans(
     {"x": "ks", "q": "k", "g": "k", "z": "s", "j": "s", "c": "s", "d": "t"}
 ) | str.maketrans({"f": "p", "b": "p", "v": "p", "w": "p", "m": "n"})
@@ -48,7 +49,7 @@ def contents(row: Row) -> list[tuple[str, str]]:
 
 def key(text: str) -> str:
     """Return the declared normalisation key of a text (`KEY`)."""
-    return normalise(fold_digits(text))
+    return normalise(fold_digits(_LONE_SURROGATE.sub("\ufffd", text)))
 
 
 def numbers(text: str) -> tuple[str, ...]:

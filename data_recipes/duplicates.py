@@ -11,12 +11,13 @@ decides.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from rensa import RMinHash
+from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  (a compiled module without stubs)
 
 from data_recipes import comparison
 from data_recipes.artefact import UserError
@@ -32,6 +33,9 @@ _NEAR, _TWIN = slice(8, 8 + BANDS), slice(8 + BANDS, 8 + BANDS + TWIN_BANDS)
 WIDTH = 8 + BANDS + TWIN_BANDS
 BYTES_PER_ROW = 4 * WIDTH
 _SINGLE = 0  # a band value that never makes a candidate
+# Rows of one template share many bands: without bounds each would be compared with all. A row is compared
+# with those it shares most bands with, and a band's value that many rows have says little.
+MAX_COMPARED, MAX_ROWS_PER_VALUE = 50, 200
 
 Kind = Literal["exact", "near", "twin"]
 
@@ -126,6 +130,8 @@ def signature(row: Row, options: DuplicateOptions) -> bytes:
     if options.twins == "drop":
         shingles = comparison.skeleton_shingles(text, options.twin_shingle_letters)
         twin = _bands(shingles, TWIN_BANDS, TWIN_ROWS_PER_BAND, options)
+        # The last bit tells the two sides of a twin: values of one side alone make no candidates.
+        twin = np.where(twin == _SINGLE, _SINGLE, twin & ~np.uint32(1) | np.uint32(_is_latin(row)))
     return _hash(str(row["id"])) + _hash(exact) + near.tobytes() + twin.tobytes()
 
 
@@ -180,8 +186,9 @@ def _groups(table: np.ndarray, exact: dict[int, int]) -> dict[int, list[tuple[in
     groups: dict[int, list[tuple[int, int]]] = {}
     for band in range(_NEAR.start, _TWIN.stop):
         column = table[:, band]
-        values, counts = np.unique(column[stays & (column != _SINGLE)], return_counts=True)
-        for i in np.flatnonzero(stays & np.isin(column, values[counts > 1])):
+        values, counts = np.unique(column[stays & (column > 1)], return_counts=True)
+        shared = values[counts > 1] if band < _TWIN.start else values[np.isin(values ^ np.uint32(1), values)]
+        for i in np.flatnonzero(stays & np.isin(column, shared)):
             groups.setdefault(int(i), []).append((band, int(column[i])))
     return dict(sorted(groups.items()))
 
@@ -189,16 +196,23 @@ def _groups(table: np.ndarray, exact: dict[int, int]) -> dict[int, list[tuple[in
 def _near_duplicates(
     groups: dict[int, list[tuple[int, int]]], texts: dict[int, _Text], options: DuplicateOptions
 ) -> dict[str, Duplicate]:
-    kept_by_band: dict[tuple[int, int], list[int]] = {}
+    kept_by_value: dict[tuple[int, int, tuple[str, ...]], list[int]] = {}
     found: dict[str, Duplicate] = {}
     for i, bands in groups.items():
-        candidates = sorted({other for band in bands for other in kept_by_band.get(band, [])})
+        numbers = texts[i].numbers if options.numbers_must_match else ()
+        n_shared: Counter[int] = Counter()
+        for band, value in bands:
+            other_side = value if band < _TWIN.start else value ^ 1
+            n_shared.update(kept_by_value.get((band, other_side, numbers), []))
+        candidates = sorted(n_shared, key=lambda other: (-n_shared[other], other))[:MAX_COMPARED]
         match = next((d for other in candidates if (d := _compare(texts[i], texts[other], options))), None)
         if match:
             found[texts[i].row_id] = match
             continue
-        for band in bands:
-            kept_by_band.setdefault(band, []).append(i)
+        for band, value in bands:
+            rows = kept_by_value.setdefault((band, value, numbers), [])
+            if len(rows) < MAX_ROWS_PER_VALUE:
+                rows.append(i)
     return found
 
 
@@ -220,15 +234,18 @@ def _jaccard(a: np.ndarray, b: np.ndarray) -> float:
 
 def _text(row: Row, options: DuplicateOptions) -> _Text:
     text = "\n".join(text for _, text in comparison.contents(row))
-    language = str(row.get("language", ""))
     return _Text(
         row_id=str(row["id"]),
-        language=language.split("-")[0],
-        is_latin=row.get("script") == "Latn" or language.endswith("-Latn"),
+        language=str(row.get("language", "")).split("-")[0],
+        is_latin=_is_latin(row),
         numbers=comparison.numbers(text),
         shingles=_hashed(comparison.grapheme_shingles(text, options.shingle_graphemes)),
         twin_shingles=_hashed(comparison.skeleton_shingles(text, options.twin_shingle_letters)),
     )
+
+
+def _is_latin(row: Row) -> bool:
+    return row.get("script") == "Latn" or str(row.get("language", "")).endswith("-Latn")
 
 
 def _hashed(shingles: set[str]) -> np.ndarray:
@@ -245,7 +262,7 @@ def _bands(shingles: set[str], n_bands: int, n_rows: int, options: DuplicateOpti
     mixed = np.zeros(n_bands, dtype=np.uint64)
     for column in range(n_rows):  # FNV's way of mixing; a chance agreement costs one comparison
         mixed = (mixed ^ values[:, column]) * np.uint64(0x100000001B3)
-    return np.maximum((mixed ^ (mixed >> np.uint64(32))).astype(np.uint32), 1)
+    return np.maximum((mixed ^ (mixed >> np.uint64(32))).astype(np.uint32), 2)
 
 
 def _hash(text: str) -> bytes:

@@ -113,9 +113,9 @@ def refuse_build(rejected: Iterable[Rejected]) -> None:
             [
                 "the licences of some rows are not allowed:",
                 *lines,
-                "leave those sources out, or, if you may use them, add the licence to `allowed`; for a missing "
-                "or unknown one write the SPDX expression of the source's own terms in its `licence` (Apache-2.0 "
-                "AND CC-BY-4.0), or a name that begins with LicenseRef- and allow that",
+                "leave those sources out, or, if you may use them, add the licence to `allowed`; for a "
+                "missing or unknown one write the SPDX expression of the source's own terms in its `licence` "
+                "(Apache-2.0 AND CC-BY-4.0), or a name that begins with LicenseRef- and allow that",
             ]
         )
     )

@@ -99,6 +99,12 @@ def test_the_same_rows_in_parts_give_the_same():
     assert [*keep_out(rows[:1], index), *keep_out(rows[1:], index)] == list(keep_out(rows, index))
 
 
+def test_half_a_character_from_json_stops_nothing():
+    index = index_test_sets({"quiz": [HINDI]})
+    assert (reason(row("\ud83d " + HINDI), index) or "").startswith("in test set quiz")
+    assert reason(row("\ud83d " + OTHER), index) is None
+
+
 def test_empty_test_sets_and_wrong_options_are_errors():
     with pytest.raises(UserError, match="the test set 'quiz' has no text to keep out"):
         index_test_sets({"quiz": ["", "  "]})

@@ -7,6 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from data_recipes import duplicates
 from data_recipes.artefact import UserError
 from data_recipes.comparison import contents, grapheme_shingles
 from data_recipes.duplicates import (
@@ -148,9 +149,31 @@ def test_a_row_takes_its_hashes_and_no_more():
     assert peak < 2.4 * 4000 * BYTES_PER_ROW + 2_000_000
 
 
+def test_rows_of_one_template_are_compared_with_a_bounded_number_of_others(monkeypatch):
+    rng = random.Random(5)
+    template = "कृपया बताइए कि {} और {} का {} से क्या संबंध है और यह हमारे जीवन में क्यों ज़रूरी माना जाता है"
+    rows = [row(str(i), template.format(*rng.sample(WORDS, 3))) for i in range(600)]
+    n_compared = 0
+    compare = duplicates._compare
+
+    def counted(*arguments):
+        nonlocal n_compared
+        n_compared += 1
+        return compare(*arguments)
+
+    monkeypatch.setattr(duplicates, "_compare", counted)
+    outcome(rows, DuplicateOptions(similarity=0.99))
+    assert 1000 < n_compared <= 600 * duplicates.MAX_COMPARED < 600 * 599 / 2
+
+
 def test_two_rows_with_one_id_are_an_error():
     with pytest.raises(UserError, match="two rows have the id 'a'"):
         outcome([row("a", "एक"), row("b", "दो"), row("a", "तीन")])
+
+
+def test_half_a_character_from_json_stops_nothing():
+    gone = outcome([row("a", HINDI + "\ud83d"), row("b", HINDI), row("\ud83d", HINDI + "\ud83d")])
+    assert sorted(reason for reason, _ in gone.values()) == ["exact duplicate", "near duplicate"]
 
 
 def test_no_rows_have_no_duplicates():

@@ -184,6 +184,11 @@ def test_arguments_without_personal_data_keep_their_bytes_and_broken_json_is_tex
         assert clean["messages"][0]["function"]["arguments"] == after
 
 
+def test_half_a_character_from_json_stops_nothing():
+    (clean,) = remove_pii([row("\ud83d 98765 43210 \ud83d")], PiiOptions(action="surrogate"), bytes(32))
+    assert clean["messages"][0]["content"].startswith("\ud83d 50")
+
+
 def test_ids_and_sources_are_left_as_they_are():
     kept = {"id": "9876543210", "source": "a@b.co", "parent": "9876543210", "attribution": "by a@b.co"}
     (clean,) = remove_pii([row("x") | kept])

@@ -22,7 +22,9 @@ def similarity(a: str, b: str, n_letters: int = 3) -> float:
 
 def twin_similarities() -> dict[str, list[float]]:
     """Return the similarity of each pair, by language."""
-    return {code: [similarity(*pair) for pair in pairs] for code, pairs in PAIRS.items()}
+    return {
+        code: [similarity(native, romanised) for native, romanised in pairs] for code, pairs in PAIRS.items()
+    }
 
 
 def stranger_similarities() -> list[float]:

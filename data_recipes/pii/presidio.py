@@ -6,6 +6,7 @@ engine, so no model is downloaded. Those of Presidio that fetch a list at run ti
 
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 from data_recipes.artefact import UserError
@@ -41,10 +42,12 @@ def _recogniser(entity: str) -> Any:
             f"pii: presidio has {entity!r} not to offer here; choose of {', '.join(sorted(RECOGNISERS))}"
         )
     try:
-        from presidio_analyzer import predefined_recognizers  # seconds and 400 MB: only where it is asked for
+        classes = import_module(
+            "presidio_analyzer.predefined_recognizers"
+        )  # seconds and 400 MB: only on demand
     except ImportError as error:
         raise UserError(
             f"pii: {entity} is found by Presidio, which is not installed: "
             "pip install 'local-experts[presidio]', or leave `presidio` empty"
         ) from error
-    return getattr(predefined_recognizers, RECOGNISERS[entity])()
+    return getattr(classes, RECOGNISERS[entity])()

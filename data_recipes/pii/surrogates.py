@@ -7,10 +7,10 @@ it nobody can try all Aadhaar numbers until one gives the surrogate. Where they 
 - Aadhaar, VID: begin with 1 (UIDAI issues none with 0 or 1), valid Verhoeff digit.
 - PAN: serial number 0000 (issued are 0001 to 9999), the holder's type is kept; GSTIN: holds such a PAN, its
   state is kept, valid check sign.
-- IFSC: bank ZZZZ, which no bank has (Razorpay's list of them); passport: begins with Q, X or Z; vehicle: state
-  ZZ, or year 00 of series BH.
-- phone: national number 50..., which is neither a mobile series nor an area code. Every number that begins with
-  6 to 9 can be somebody's (libphonenumber 9.0.42 took 200,000 of 200,000 drawn, and 0 of 3,000 of 50...).
+- IFSC: bank ZZZZ, which no bank has (Razorpay's list of them); passport: begins with Q, X or Z; vehicle:
+  state ZZ, or year 00 of series BH.
+- phone: national number 50..., which is neither a mobile series nor an area code. Every number that begins
+  with 6 to 9 can be somebody's (libphonenumber 9.0.42 took 200,000 of 200,000 drawn, none of 3,000 of 50...).
 - voter id: letters ZZZ, valid Luhn digit. There is no public list of these letters: this one is not certain.
 - e-mail: at example.com (RFC 2606); UPI: at the handle "example", which NPCI does not list.
 """

@@ -88,6 +88,11 @@ def test_codes_with_native_digits_are_found():
         ("PHONE", "+91 44 2811 1234", "+91 44 2811 1234"),
         ("PHONE", "०४४-२८११ १२३४", "०४४-२८११ १२३४"),
         ("PHONE", "98 76 54 32 10", "ফোন 98 76 54 32 10"),
+        ("PHONE", "9876543210", "_9876543210_"),
+        ("PHONE", "9876543210", "mera phone 9876543210pe hai"),
+        ("PHONE", "9876543210", "9876543210 ₹500 भेजें"),
+        ("PHONE", "9876543210", "9876543210 Rs. 500"),
+        ("AADHAAR", "234123412346", "mera aadhaar no234123412346hai"),
         ("AADHAAR_VID", "2341 2341 2341 2341", "2341 2341 2341 2341"),  # stdnum's own example
     ],
 )
@@ -114,6 +119,9 @@ def test_each_kind_is_found(kind: str, value: str, text: str):
         "98765.43210",
         "id_9876543210",
         "a9876543210b",
+        "9876543210_a",
+        "no234123412346hai",
+        "9876543210 Rs.",
         "user@example.com",
         "@okaxis",
         "a company panel",

@@ -40,9 +40,9 @@ def _kind_pattern(kind: str) -> regex.Pattern[str]:
 @cache
 def _currency_patterns() -> tuple[regex.Pattern[str], regex.Pattern[str]]:
     words = _any_of(TABLES["currency"])
-    return regex.compile(rf"(?:\p{{Sc}}|isbn|{words})[\s.:/-]*$"), regex.compile(
-        rf"\s?(?:\p{{Sc}}|/-|{words})"
-    )
+    before = regex.compile(rf"(?:\p{{Sc}}|isbn|{words})[\s.:/-]*$")
+    # "98765 43210 Rs. 500": there the currency belongs to what follows it.
+    return before, regex.compile(rf"\s?(?:\p{{Sc}}|/-|{words})(?![\s.:]*\p{{Nd}})")
 
 
 def _any_of(words: list[str]) -> str:

@@ -6,6 +6,7 @@ together form a chain, and each run of groups in it is looked at: "2341 2341 234
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from stdnum.in_ import aadhaar, vid
 
@@ -18,9 +19,11 @@ MOBILE_SHAPES = {(10,), (5, 5), (3, 3, 4), (4, 3, 3), (4, 6), (3, 7)}
 PHONE_PREFIXES = ("", "0", "91", "910", "0091", "00910")
 MIN_DIGITS, MAX_DIGITS, MAX_GROUPS = 10, 16, 6  # +91 98 76 54 32 10 has six
 
-# Not \b: an Indic ending is written onto a number, and is a word character. Underscores join names in code.
+# Not \b: an Indic ending is written onto a number, and is a word character. A Latin letter at a number, or an
+# underscore that joins a name, makes it a part of a code or a hash, unless a context word says otherwise.
 _GROUP = re.compile(r"[0-9]+")
-_LETTER = re.compile(r"[A-Za-z_]")
+_CODE_BEFORE = re.compile(r"[A-Za-z]$|[A-Za-z0-9]_$")
+_CODE_AFTER = re.compile(r"[A-Za-z]|_[A-Za-z0-9]")
 # White space within a line, hyphens and dashes, brackets, and signs that are not seen.
 _GAP = re.compile(r"[^\S\r\n]?[-‐‑‒–—)(][^\S\r\n]?[(]?|[^\S\r\n][(]?|[\u200b-\u200f\u2060\ufeff]{1,3}|[.:]")
 # 1,9876543210 and 9876543210.50 are amounts; 9876543210,9876543211 are two numbers.
@@ -57,23 +60,23 @@ def _candidates(text: str, groups: list[Group]) -> Iterator[Candidate]:
     dotted = [gap for gap in gaps if gap in ".:"]
     if dotted and (len(gaps) < 2 or len(set(gaps)) > 1):  # 98765.43210 is a decimal, 987.654.3210 is not
         return
-    if _LETTER.match(text, end) or _AMOUNT_AFTER.match(text, end):
-        return
     before = text[max(0, start - 5) : start]
-    if before and _LETTER.match(before[-1]) or _AMOUNT_BEFORE.search(before):
+    if _AMOUNT_AFTER.match(text, end) or _AMOUNT_BEFORE.search(before):
         return
+    stands_alone = not (_CODE_AFTER.match(text, end) or _CODE_BEFORE.search(before))
     digits = "".join(text[left:right] for left, right in groups)
     shape = tuple(right - left for left, right in groups)
     if not before.endswith("+"):
         if shape in VID_SHAPES and vid.is_valid(digits):
-            yield Candidate("AADHAAR_VID", start, end, True)
+            yield Candidate("AADHAAR_VID", start, end, stands_alone)
         if shape in AADHAAR_SHAPES and aadhaar.is_valid(digits):
-            yield Candidate("AADHAAR", start, end, True)
+            yield Candidate("AADHAAR", start, end, stands_alone)
     for prefix in PHONE_PREFIXES:
         if len(digits) == len(prefix) + 10 and digits.startswith(prefix):
             rest = _without_prefix(shape, len(prefix))
             if rest:
-                yield from _phone(before, start, end, prefix, digits[len(prefix) :], rest)
+                for phone in _phone(before, start, end, prefix, digits[len(prefix) :], rest):
+                    yield replace(phone, certain=phone.certain and stands_alone)
 
 
 def _without_prefix(shape: tuple[int, ...], n_prefix: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ Reads and writes nothing; the identifiers are those of the SPDX list inside `lic
 every licence, OR for one; an exception (WITH) only adds permissions, so that its licence is what counts.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from data_recipes.artefact import UserError
 from data_recipes.steps import Rejected, Row, with_transform
 
 NAME, VERSION = "licence", 1
+_OWN_NAME = re.compile(r"LicenseRef-[A-Za-z0-9.-]+")
 N_EXAMPLES = 3
 # They ask for no more than notices and attribution, which dataset cards give.
 PERMISSIVE = (
@@ -32,9 +34,12 @@ PERMISSIVE = (
     "BSD-3-Clause",
     "CC-BY-4.0",
     "CC0-1.0",
+    "CDLA-Permissive-2.0",
     "ISC",
     "MIT",
     "MIT-0",
+    "ODC-By-1.0",
+    "PDDL-1.0",
     "PSF-2.0",
     "Unicode-3.0",
     "Unicode-DFS-2016",
@@ -138,12 +143,12 @@ def judge(licence: Any, allowed: tuple[str, ...]) -> tuple[str, str]:
 @cache
 def _judge(licence: str, allowed: tuple[str, ...]) -> tuple[str, str]:
     try:
-        parsed = _licensing(allowed).parse(licence, validate=True, strict=True)
+        parsed = _licensing(licence).parse(licence, validate=True, strict=True)
     except ExpressionError as error:
         return "", f"{licence!r} is no SPDX expression ({str(error).splitlines()[0]})"
     except Exception as error:  # its parser raises boolean.py's errors as well
         return "", f"{licence!r} is no SPDX expression ({type(error).__name__})"
-    ok = _is_allowed(parsed, {str(_licensing(allowed).parse(entry)) for entry in allowed})
+    ok = _is_allowed(parsed, {str(_licensing(entry).parse(entry)) for entry in allowed})
     return str(parsed), "" if ok else f"licence {parsed}"
 
 
@@ -157,17 +162,18 @@ def _is_allowed(parsed: Any, allowed: set[str]) -> bool:
 
 
 @cache
-def _licensing(allowed: tuple[str, ...]) -> Licensing:
+def _licensing(expression: str) -> Licensing:
+    """Return the parser that knows SPDX's list and the LicenseRef- names of an expression."""
     known = get_spdx_licensing()
-    own = [name for name in allowed if name.startswith("LicenseRef-") and name not in known.known_symbols]
-    return Licensing([*known.known_symbols.values(), *map(LicenseSymbol, own)]) if own else known
+    own = {name for name in _OWN_NAME.findall(expression) if name not in known.known_symbols}
+    return Licensing([*known.known_symbols.values(), *map(LicenseSymbol, sorted(own))]) if own else known
 
 
 def _is_single(entry: Any) -> bool:
     if not isinstance(entry, str) or not entry.strip():
         return False
     try:
-        parsed = _licensing((entry,)).parse(entry, validate=True, strict=True)
+        parsed = _licensing(entry).parse(entry, validate=True, strict=True)
     except Exception:  # as in `_judge`
         return False
     return isinstance(parsed, LicenseSymbol | LicenseWithExceptionSymbol)

@@ -18,8 +18,8 @@ from data_recipes.steps import Row, with_transform
 NAME, VERSION = "pii", 1
 # What says where a row comes from: it must stay what it is at the source, and holds no text of the row.
 _KEPT_FIELDS = {
-    "id", "parent", "language", "script", "source", "revision", "source_row_id", "licence", "attribution",
-    "transforms", "task", "kind", "group", "checker", "role",
+    "id", "parent", "language", "script", "source", "revision", "row_id", "licence", "licence_from",
+    "attribution", "transforms", "task", "kind", "group", "checker", "role",
 }  # fmt: skip
 
 

@@ -18,8 +18,8 @@ GLM_TEMPLATE = (
     "{% else %}<|{{ message.role }}|>{{ message.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
 )
-# What is said last changes how all before it is rendered.
-COUNTING_TEMPLATE = "{{ messages | length }}{% for message in messages %}{{ message.content }}{% endfor %}"
+# The answer is nowhere in it.
+DEAF_TEMPLATE = "{% for message in messages if message.role == 'user' %}{{ message.content }}{% endfor %}"
 
 
 def row(question: str, *answers: str, **columns: Any) -> dict[str, Any]:
@@ -53,15 +53,15 @@ def test_marks_tell_the_answer(tiny_tokenizer) -> None:
 
 def test_without_marks_the_answer_is_what_follows_the_prompt(unmarked) -> None:
     found = encode_row(unmarked, row("நாள்", " ஞாயிறு "))
-    assert parts(unmarked, found) == ("[gMASK]<sop><|user|>நாள்<|assistant|><", "/think>ஞாயிறு")
+    assert parts(unmarked, found) == ("[gMASK]<sop><|user|>நாள்<|assistant|><", "/think>ஞாயிறு<|user|>")
     only_asked = encode_row(unmarked, row("நாள்"))
     assert only_asked.is_answer == [False] * len(only_asked.ids)
 
 
-def test_a_template_that_renders_a_shorter_chat_otherwise_is_refused(unmarked) -> None:
-    unmarked.chat_template = COUNTING_TEMPLATE
-    with pytest.raises(UserError, match=r"cannot be told apart.*no \{% generation %\} marks"):
-        encode_row(unmarked, row("question", "answer"))
+def test_a_template_that_leaves_the_answer_out_is_refused(unmarked) -> None:
+    unmarked.chat_template = DEAF_TEMPLATE
+    with pytest.raises(UserError, match=r"row r7: .* leaves out message 2, the assistant's"):
+        encode_row(unmarked, row("question", "answer", id="r7"))
     unmarked.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
         encode_row(unmarked, row("question", "answer"))

@@ -16,7 +16,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from data_recipes.artefact import UserError, sha256_json
-from finetune.batches import GENERATION_MARK
+from data_recipes.chat_mask import chat_mask
+from data_recipes.chat_template import ChatTemplate, read_template
 from finetune.config import ProfileConfig
 from finetune.profiling.replicates import row_weights
 
@@ -82,34 +83,28 @@ def in_seeded_order(rows: Iterable[Any], seed: int, buffer_rows: int) -> Iterato
     yield from buffer
 
 
-def encode_row(tokenizer: PreTrainedTokenizerBase, row: Row) -> EncodedRow:
-    """The row in the tokenizer's chat template, with the assistant's tokens marked.
+def encode_row(
+    tokenizer: PreTrainedTokenizerBase, row: Row, template: ChatTemplate | None = None
+) -> EncodedRow:
+    """The row in the tokenizer's chat template, with the assistant's tokens marked as the trainer has them.
 
-    They are what stands between the template's {% generation %} marks. A template without marks (GLM-5.2's
-    own) is rendered again without the last turn: what both renderings share is the prompt, the rest the
-    answer. A row that does not end with the assistant is then all prompt.
+    `template` is `read_template(tokenizer)`, read once for many rows.
 
     Raises:
-        UserError: no chat template, one that renders a shorter chat in another way, or too long a row.
+        UserError: no chat template, prompt and answer that cannot be told apart, or too long a row.
     """
-    if not tokenizer.chat_template:
-        raise UserError(
-            "the tokenizer has no chat template: set one before profiling, as the base was trained"
-        )
     messages = row["messages"]
-    if GENERATION_MARK.search(str(tokenizer.chat_template)):
-        encoded: Any = tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        ids, is_answer = encoded["input_ids"], [bool(mark) for mark in encoded["assistant_masks"]]
-    else:
-        ids = _render(tokenizer, messages)
-        n_prompt = _n_prompt_tokens(tokenizer, messages, ids)
-        is_answer = [position >= n_prompt for position in range(len(ids))]
     row_id = str(row.get("id") or sha256_json(messages))
-    if len(ids) > MAX_ROW_TOKENS:
-        raise UserError(f"row {row_id} has {len(ids):,} tokens, at most {MAX_ROW_TOKENS:,} can be counted")
-    return EncodedRow(row_id, row["group"], row.get("source") or "", ids, is_answer)
+    template = template or read_template(tokenizer)
+    try:
+        mask = chat_mask(template, messages, row.get("tools") or None)
+    except UserError as error:
+        raise UserError(f"row {row_id}: {error}") from error
+    if len(mask.ids) > MAX_ROW_TOKENS:
+        raise UserError(
+            f"row {row_id} has {len(mask.ids):,} tokens, at most {MAX_ROW_TOKENS:,} can be counted"
+        )
+    return EncodedRow(row_id, row["group"], row.get("source") or "", mask.ids, mask.is_trained)
 
 
 def encoded_chunks(
@@ -124,8 +119,9 @@ def encoded_chunks(
     """
     chunk: list[EncodedRow] = []
     role, n_tokens, n_before_chunk = "", 0, 0
+    template = read_template(tokenizer)
     for row in in_seeded_order(rows, seed, config.shuffle_rows):
-        encoded = encode_row(tokenizer, row)
+        encoded = encode_row(tokenizer, row, template)
         role = role or encoded.role
         if encoded.role != role:
             raise UserError(
@@ -167,25 +163,3 @@ def collate(rows: Sequence[EncodedRow], seed: int, n_replicates: int) -> Calibra
         weights_RB=torch.from_numpy(row_weights([row.row_id for row in rows], seed, n_replicates)),
         sources=[row.source for row in rows],
     )
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Any, **options: Any) -> list[int]:
-    encoded: Any = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
-    return encoded["input_ids"]
-
-
-def _n_prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Any, ids: Sequence[int]) -> int:
-    """How many of `ids` stand before the last turn's answer."""
-    if not messages or messages[-1]["role"] != "assistant":
-        return len(ids)
-    # A template may open the turn that is to be written with more than the written one has (GLM: <think>):
-    # the prompt ends where the two part, at the earliest after all that was said before.
-    before = _render(tokenizer, messages[:-1])
-    opened = _render(tokenizer, messages[:-1], add_generation_prompt=True)
-    n_shared = next((i for i, (a, b) in enumerate(zip(ids, opened, strict=False)) if a != b), len(opened))
-    if n_shared < len(before) or ids[: len(before)] != before:
-        raise UserError(
-            "prompt and answer cannot be told apart: the chat template has no {% generation %} marks, and "
-            "renders a chat without its last turn in another way; put the marks around the answer"
-        )
-    return n_shared

@@ -9,7 +9,7 @@ import re
 
 from data_recipes.artefact import UserError
 from data_recipes.languages import language as known_language
-from data_recipes.row_sources.provenance import spdx
+from data_recipes.licences import spdx
 
 MAX_RECORD_BYTES = 8 << 20  # a row of 128k tokens in an Indic script is under 2 MB
 DEFAULT_PHRASING = "Translate into {language}: {x}"

@@ -8,17 +8,16 @@ import json
 import re
 from typing import Any
 
-import regex
 from anyascii import anyascii
 from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  (a compiled module without stubs)
 
 from data_recipes.digits import fold_digits
+from data_recipes.graphemes import graphemes
 from data_recipes.steps import Row
 from data_recipes.text import normalise
 
 # What `key` does, for manifests.
 KEY = "NFC, runs of white space as one space, digits of all scripts as ASCII ones"
-_GRAPHEME = regex.compile(r"\X")
 _NUMBER = re.compile(r"[0-9]+")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold one, UTF-8 and so rensa cannot
 # Spellings of one consonant fold to one sign, native or romanised: k kh g gh; ch chh j z sh s; t th d dh;
@@ -59,7 +58,7 @@ def numbers(text: str) -> tuple[str, ...]:
 
 def grapheme_shingles(text: str, n: int) -> set[str]:
     """Return all runs of `n` graphemes of a text's key in lower case; the whole of a shorter one."""
-    return _runs(_GRAPHEME.findall(key(text).casefold()), n)
+    return _runs(graphemes(key(text).casefold()), n)
 
 
 def skeleton(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The licence gate: rows whose SPDX licence expression the recipe does not allow stop the build.
+"""SPDX licence expressions, and the gate: rows whose licence the recipe does not allow stop the build.
 
 Reads and writes nothing; the identifiers are those of the SPDX list inside `license-expression`. AND asks for
 every licence, OR for one; an exception (WITH) only adds permissions, so that its licence is what counts.
@@ -26,7 +26,8 @@ from data_recipes.steps import Rejected, Row, with_transform
 NAME, VERSION = "licence", 1
 _OWN_NAME = re.compile(r"LicenseRef-[A-Za-z0-9.-]+")
 N_EXAMPLES = 3
-# They ask for no more than notices and attribution, which dataset cards give.
+# They ask for no more than notices and attribution, which dataset cards give: what the gate allows unless
+# told otherwise, and what may be passed on inside a repository of another licence.
 PERMISSIVE = (
     "0BSD",
     "Apache-2.0",
@@ -131,6 +132,34 @@ def count_licences(rows: Iterable[Row]) -> dict[str, int]:
     return dict(sorted(Counter(str(row.get("licence")) for row in rows).items()))
 
 
+def spdx(expression: str) -> str:
+    """Return an SPDX expression in SPDX's spelling.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return str(_parsed(expression))
+    except UserError as error:
+        raise UserError(
+            f"licence {error}; write one as MIT, CC-BY-4.0 or 'MIT OR Apache-2.0', and LicenseRef-<name> for "
+            "a licence that has no SPDX name"
+        ) from error
+
+
+@cache
+def may_commit(licence: str) -> bool:
+    """Return whether rows under an SPDX expression may be committed to a repository of another licence.
+
+    Strict: every licence named must be permissive, also on the two sides of an OR. All others (GPL, LGPL,
+    CC-BY-SA, MPL, a licence of one's own) are read on the user's machine and not committed.
+
+    Raises:
+        UserError: it is no SPDX expression.
+    """
+    return all(_is_allowed(part, set(PERMISSIVE)) for part in _parsed(licence).literals)
+
+
 def judge(licence: Any, allowed: tuple[str, ...]) -> tuple[str, str]:
     """Return a licence in SPDX's spelling and, where it is not allowed, what is wrong ("" where it is)."""
     if licence is None or (isinstance(licence, str) and not licence.strip()):
@@ -143,12 +172,10 @@ def judge(licence: Any, allowed: tuple[str, ...]) -> tuple[str, str]:
 @cache
 def _judge(licence: str, allowed: tuple[str, ...]) -> tuple[str, str]:
     try:
-        parsed = _licensing(licence).parse(licence, validate=True, strict=True)
-    except ExpressionError as error:
-        return "", f"{licence!r} is no SPDX expression ({str(error).splitlines()[0]})"
-    except Exception as error:  # its parser raises boolean.py's errors as well
-        return "", f"{licence!r} is no SPDX expression ({type(error).__name__})"
-    ok = _is_allowed(parsed, {str(_licensing(entry).parse(entry)) for entry in allowed})
+        parsed = _parsed(licence)
+    except UserError as error:
+        return "", str(error)
+    ok = _is_allowed(parsed, {str(_parsed(entry)) for entry in allowed})
     return str(parsed), "" if ok else f"licence {parsed}"
 
 
@@ -161,19 +188,44 @@ def _is_allowed(parsed: Any, allowed: set[str]) -> bool:
     return all(every_part) if isinstance(parsed, AND) else any(every_part)
 
 
+def _parsed(expression: str) -> Any:
+    """Return the tree of an SPDX expression.
+
+    Raises:
+        UserError: it is none.
+    """
+    licensing = _licensing(frozenset(_OWN_NAME.findall(expression)).difference(_spdx_symbols()))
+    try:
+        parsed = licensing.parse(expression, validate=True, strict=True)
+    except ExpressionError as error:
+        raise UserError(f"{expression!r} is no SPDX expression ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # its parser raises boolean.py's errors as well
+        raise UserError(f"{expression!r} is no SPDX expression ({type(error).__name__})") from error
+    if parsed is None:
+        raise UserError(f"{expression!r} is no SPDX expression (it is empty)")
+    return parsed
+
+
 @cache
-def _licensing(expression: str) -> Licensing:
-    """Return the parser that knows SPDX's list and the LicenseRef- names of an expression."""
-    known = get_spdx_licensing()
-    own = {name for name in _OWN_NAME.findall(expression) if name not in known.known_symbols}
-    return Licensing([*known.known_symbols.values(), *map(LicenseSymbol, sorted(own))]) if own else known
+def _spdx_symbols() -> dict[str, LicenseSymbol]:
+    """Return SPDX's list with the identifiers it had before, which all hold a hyphen; not "GPL", a guess."""
+    return {
+        key: LicenseSymbol(
+            key, [name for name in symbol.aliases if "-" in name], is_exception=symbol.is_exception
+        )
+        for key, symbol in get_spdx_licensing().known_symbols.items()
+    }
+
+
+@cache
+def _licensing(own_names: frozenset[str]) -> Licensing:
+    """Return the parser that knows SPDX's list and some LicenseRef- names."""
+    return Licensing([*_spdx_symbols().values(), *map(LicenseSymbol, sorted(own_names))])
 
 
 def _is_single(entry: Any) -> bool:
-    if not isinstance(entry, str) or not entry.strip():
-        return False
     try:
-        parsed = _licensing(entry).parse(entry, validate=True, strict=True)
-    except Exception:  # as in `_judge`
+        parsed = _parsed(entry) if isinstance(entry, str) else None
+    except UserError:
         return False
     return isinstance(parsed, LicenseSymbol | LicenseWithExceptionSymbol)

@@ -4,6 +4,7 @@ Reads Babel's data and `locale_overrides.yaml` beside this file, where each entr
 nothing. The tags are the 22 scheduled languages as they are written in India, `en-IN` and `hi-Latn`.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from difflib import get_close_matches
@@ -16,8 +17,9 @@ from babel import Locale
 
 from data_recipes.artefact import UserError
 from data_recipes.digits import NUMBERING_SYSTEMS
-from data_recipes.languages import SCHEDULED, language
+from data_recipes.languages import SCHEDULED
 from data_recipes.text import normalise, script_share
+from data_recipes.written_forms import WrittenForm, tool_label, written_form
 
 TAGS: tuple[str, ...] = ("en-IN", *SCHEDULED, "hi-Latn")
 SCALE_VALUES: dict[str, int] = {
@@ -29,8 +31,6 @@ SCALE_VALUES: dict[str, int] = {
     "lakh_crore": 10**12,
 }
 MAX_DIGITS = 60
-# Babel knows these four apart from the same language elsewhere: the rupee's place, digits, spellings.
-_INDIAN_LOCALES = {"en-IN": "en_IN", "bn": "bn_IN", "ne": "ne_IN", "ur": "ur_IN", "hi-Latn": "hi_Latn"}
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,28 @@ class Scale:
 
 
 def canonical_tag(tag: str) -> str:
-    """Return the tag under which the tables know a language: "en" is "en-IN", the others are themselves.
+    """Return the tag under which the tables know a written form: "en" is "en-IN", "hi-Deva" is "hi".
 
     Raises:
         UserError: no such tag; the message names the nearest one.
     """
     if tag in TAGS:
         return tag
-    if tag == "en":
-        return "en-IN"
+    with suppress(UserError):
+        if known := _tags().get(written_form(tag).tag):
+            return known
     nearest = get_close_matches(str(tag), TAGS, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     raise UserError(f"no locale facts for the tag {tag!r}: {hint}known tags are {', '.join(TAGS)}")
+
+
+@cache
+def _tags() -> dict[str, str]:
+    return {_form(tag).tag: tag for tag in TAGS}
+
+
+def _form(tag: str) -> WrittenForm:
+    return written_form(tag.removesuffix("-IN"))
 
 
 @cache
@@ -75,15 +85,13 @@ def override(section: str, tag: str) -> Any:
 @cache
 def babel_locale(tag: str) -> Locale:
     """Return Babel's locale of a tag, as the language is written in India."""
-    tag = canonical_tag(tag)
-    return Locale.parse(_INDIAN_LOCALES.get(tag, tag))
+    return Locale.parse(tool_label(_form(canonical_tag(tag)).tag, "babel"))
 
 
 @cache
 def script_of(tag: str) -> str:
     """Return the ISO 15924 code of the script that a tag's facts are written in."""
-    tag = canonical_tag(tag)
-    return "Latn" if tag in ("en-IN", "hi-Latn") else language(tag).script
+    return _form(canonical_tag(tag)).script
 
 
 @cache

@@ -9,12 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import regex
-
 from data_recipes.artefact import UserError
 from data_recipes.chat_mask import ChatMask, chat_mask
 from data_recipes.chat_template import ChatTemplate, message_texts, read_template
 from data_recipes.control_tokens import typed_control_tokens
+from data_recipes.graphemes import graphemes, words
 
 # What is wrong -> how it is said of some rows, and the way out.
 KINDS = {
@@ -50,7 +49,6 @@ KINDS = {
     ),
 }
 N_NAMED = 10  # rows named in a message for each kind of problem
-_GRAPHEME, _WORD = regex.compile(r"\X"), regex.compile(r"[\p{L}\p{M}\p{N}\u200c\u200d]+")
 
 
 class Problem(NamedTuple):
@@ -146,8 +144,8 @@ def audit(
         texts = [text for message in row["messages"] for text in message_texts(message)]
         sums[str(row.get("language") or "?")].update(
             tokens=sum(map(len, template.encode_all(texts))),
-            words=sum(len(_WORD.findall(text)) for text in texts),
-            graphemes=sum(len(_GRAPHEME.findall(text)) for text in texts),
+            words=sum(len(words(text)) for text in texts),
+            graphemes=sum(len(graphemes(text)) for text in texts),
         )
     fertility = {
         language: Fertility(found["tokens"], found["words"], found["graphemes"])

@@ -15,6 +15,7 @@ import regex
 
 from data_recipes.artefact import UserError
 from data_recipes.digits import write_digits
+from data_recipes.graphemes import graphemes
 from data_recipes.invisible import drop_idle_joiners, remove_bidi_controls, remove_junk
 from data_recipes.spellings import prefer_spellings
 from data_recipes.written_forms import WrittenForm
@@ -181,7 +182,7 @@ def _unicode_form(text: str, policy: TextPolicy, changes: Counter[str]) -> str:
 
     result = formed(text)
     if result != text:  # counted by what a reader takes for one character
-        clusters = regex.findall(r"\X", text)
+        clusters = graphemes(text)
         changes["unicode_form"] += max(1, sum(formed(cluster) != cluster for cluster in clusters))
     return result
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import regex
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from data_recipes.graphemes import graphemes
 from eval.figures import COLOURS, forgetting_figure, gain_figure, inline_svg, language_name, loss_figure
 from eval.routing_figures import coverage_figure, difference_figure, routing_figure, similarity_figure
 from finetune.profiling.profile import Kinds, Profile
@@ -86,8 +86,8 @@ def verdict(found: Mapping[str, float], metric: str) -> str:
 
 def cut_text(text: str) -> str:
     """At most so many graphemes: cut by code points, a vowel sign would lose its letter."""
-    graphemes = regex.findall(r"\X", text)
-    return text if len(graphemes) <= MAX_SHOWN_GRAPHEMES else "".join(graphemes[:MAX_SHOWN_GRAPHEMES]) + "…"
+    cut = graphemes(text)
+    return text if len(cut) <= MAX_SHOWN_GRAPHEMES else "".join(cut[:MAX_SHOWN_GRAPHEMES]) + "…"
 
 
 def _result_figures(report: Mapping[str, Any]) -> list[dict[str, Any]]:

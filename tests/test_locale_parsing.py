@@ -11,7 +11,7 @@ from data_recipes.locale_dates import DATE_STYLES, format_date, parse_date, same
 from data_recipes.locale_facts import rupees_in_scales
 from data_recipes.locale_numbers import format_compact, format_number, format_rupees, grouped
 from data_recipes.locale_parsing import parse_number, parse_rupees, same_number, same_rupees
-from data_recipes.locale_tables import TAGS, digit_systems_of, scales
+from data_recipes.locale_tables import TAGS, canonical_tag, digit_systems_of, scales
 
 EDGES = [
     0,
@@ -150,6 +150,13 @@ def test_an_answer_is_read_in_any_plain_way_to_write_the_number(text, tag, numbe
 )
 def test_what_is_not_plainly_one_number_is_not_read(text, tag):
     assert parse_number(text, tag) is None
+
+
+def test_a_written_form_is_known_by_its_full_tag_too():
+    for tag, full in (("hi", "hi-Deva"), ("en-IN", "en-Latn"), ("en-IN", "en"), ("hi-Latn", "hi-Latn")):
+        assert canonical_tag(full) == tag
+    with pytest.raises(UserError, match="no locale facts for the tag 'ks-Deva'"):
+        canonical_tag("ks-Deva")
 
 
 def test_a_tag_without_tables_is_an_error_and_no_wrong_answer():

@@ -15,6 +15,7 @@ import pytest
 from data_recipes.artefact import UserError, sha256_file
 from data_recipes.row_sources import files, lines, strict_json
 from data_recipes.row_sources.files import FileOptions, read
+from data_recipes.row_sources.options import language_problems
 from data_recipes.settings import load_settings
 from data_recipes.steps import Rejected
 
@@ -323,20 +324,31 @@ def test_a_missing_file_is_one_message(tmp_path):
 def test_all_problems_of_the_options_are_said_at_once(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        "paths: [a.json]\nlicence: GPL\nlanguage: tam\nscript: tamil\nquestion_key: q\nmax_record_bytes: 0\n"
+        "paths: [a.json]\nlicence: GPL\nlanguage: ta\nscript: tamil\nquestion_key: q\nmax_record_bytes: 0\n"
     )
     with pytest.raises(UserError) as raised:
         load_settings(FileOptions, recipe)
     for part in (
-        "6 problems",
+        "5 problems",
         "a.json is none of .jsonl, .ndjson, .csv, .tsv, .parquet; make one JSON array into lines",
         "licence 'GPL' is no SPDX expression",
-        "unknown language 'tam'",
-        "ISO 15924",
+        "unknown written form 'ta-tamil': did you mean 'ta-Taml'?",
         "set question_key and answer_key together",
         "max_record_bytes",
     ):
         assert part in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("language", "script", "problem"),
+    [
+        ("tam", "Taml", "language: unknown language 'tam'"),
+        ("ta", "Deva", "script: unknown written form"),
+    ],
+)
+def test_a_language_and_a_script_it_is_not_written_in_are_problems(language, script, problem):
+    assert [found.startswith(problem) for found in language_problems(language, script)] == [True]
+    assert language_problems("ta", "") == language_problems("ta", "Latn") == []
 
 
 def test_every_ending_that_is_promised_has_a_reader(tmp_path):

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from data_recipes.artefact import UserError
+from data_recipes.licences import may_commit, spdx
 from data_recipes.locale_facts import india_holidays
 from data_recipes.row_sources.packages import PackageOptions
-from data_recipes.row_sources.provenance import declared_licence, may_commit, package_provenance, spdx
+from data_recipes.row_sources.provenance import declared_licence, package_provenance
 from data_recipes.row_sources.source import SourceConfig, open_source
 from data_recipes.settings import load_settings
 from data_recipes.steps import Rejected
@@ -95,6 +96,7 @@ def test_a_yaml_that_names_a_python_object_is_refused_and_nothing_is_run(tmp_pat
         ("MIT OR GPL-3.0-only", False),
         ("GPL-2.0-or-later WITH Classpath-exception-2.0", False),
         ("LicenseRef-own", False),
+        ("Apache-2.0 WITH LLVM-exception", True),  # an exception only adds permissions
     ],
 )
 def test_only_permissive_licences_may_be_committed(licence, allowed):

@@ -13,7 +13,7 @@ from data_recipes.artefact import UserError
 from data_recipes.settings import load_settings
 from data_recipes.steps import Rejected
 from data_recipes.translate.cache import ReplyCache
-from data_recipes.translate.options import TranslateOptions, written_as
+from data_recipes.translate.options import TranslateOptions
 from data_recipes.translate.step import open_teacher, translate_rows
 from data_recipes.translate.teachers import Glossary, Reply, read_glossary
 
@@ -283,11 +283,25 @@ def test_all_problems_of_the_options_are_told_at_once_and_never_a_key():
 
 
 def test_a_tag_names_the_script_where_it_is_not_the_languages_own():
-    assert [written_as(tag)[1] for tag in ("hi", "hi-Latn", "ks", "ks-Deva")] == [
-        "Deva",
-        "Latn",
-        "Arab",
-        "Deva",
+    policies = [TranslateOptions(target=tag).policy() for tag in ("hi", "hi-Latn", "ks", "ks-Deva", "sd")]
+    assert [(policy.script, policy.system) for policy in policies] == [
+        ("Deva", "deva"),
+        ("Latn", "latn"),
+        ("Arab", "arabext"),
+        ("Deva", "deva"),
+        ("Arab", "arab"),
     ]
-    with pytest.raises(UserError, match="unknown script 'Xxxx'"):
-        written_as("hi-Xxxx")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"target": "hi-Xxxx"}, "target: unknown written form 'hi-Xxxx'"),
+        (
+            {"target": "doi-Dogr", "digits": "native"},
+            "target: unsupported: doi-Dogr has no digits",
+        ),
+    ],
+)
+def test_a_form_that_is_unknown_or_has_no_digits_of_its_own_is_a_problem(options, problem):
+    assert any(found.startswith(problem) for found in TranslateOptions(**options).problems())

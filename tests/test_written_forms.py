@@ -218,7 +218,7 @@ def test_own_digits_are_of_the_form_and_default_digits_of_its_locale():
     assert native_digits("hi-Latn") == "0123456789"
     with pytest.raises(UserError, match="unsupported: doi-Dogr has no digits of its own"):
         native_digits("doi-Dogr")
-    # CLDR 47: the nine that do not write ASCII digits by default.
+    # CLDR 47: the ten that do not write ASCII digits by default.
     own = {form.code: default_digits(tag) for tag, form in forms().items() if form.use == "main"}
     assert {code: system for code, system in own.items() if system != "latn"} == {
         "as": "beng",
@@ -230,6 +230,7 @@ def test_own_digits_are_of_the_form_and_default_digits_of_its_locale():
         "sa": "deva",
         "sat": "olck",
         "sd": "arab",
+        "ur": "arabext",  # ur_IN; Pakistan's, "ur" alone, writes ASCII digits
     }
     with pytest.raises(UserError, match="unsupported: babel"):
         default_digits("mni-Mtei")

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from data_recipes.artefact import UserError
 from data_recipes.languages import LANGUAGES
+from data_recipes.licences import spdx
 from data_recipes.row_sources import strict_json
 from data_recipes.row_sources.folders import allowed_path
 from data_recipes.row_sources.instructions import Form, NoMessages, read_pair, read_record
@@ -24,7 +25,7 @@ from data_recipes.row_sources.options import (
     language_problems,
     licence_problems,
 )
-from data_recipes.row_sources.provenance import Provenance, spdx
+from data_recipes.row_sources.provenance import Provenance
 from data_recipes.steps import Rejected, Row
 
 STEP = "source"

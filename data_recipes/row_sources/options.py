@@ -5,26 +5,26 @@ Reads nothing, writes nothing.
 
 from __future__ import annotations
 
-import re
-
 from data_recipes.artefact import UserError
 from data_recipes.languages import language as known_language
-from data_recipes.row_sources.provenance import spdx
+from data_recipes.licences import spdx
+from data_recipes.written_forms import written_form
 
 MAX_RECORD_BYTES = 8 << 20  # a row of 128k tokens in an Indic script is under 2 MB
 DEFAULT_PHRASING = "Translate into {language}: {x}"
 
 
 def language_problems(language: str, script: str) -> list[str]:
-    """Problems of a language's code and of an ISO 15924 script, which may be empty."""
-    wrong = []
+    """Problems of a language's code and of the script (ISO 15924) it is written in, which may be empty."""
     try:
         known_language(language)
     except UserError as error:
-        wrong.append(f"language: {error}")
-    if script and not re.fullmatch(r"[A-Z][a-z]{3}", script):
-        wrong.append("script: must be the four letters of ISO 15924, as Deva or Latn")
-    return wrong
+        return [f"language: {error}"]
+    try:
+        written_form(f"{language}-{script}" if script else language)
+    except UserError as error:
+        return [f"script: {error}"]
+    return []
 
 
 def licence_problems(licence: str) -> list[str]:

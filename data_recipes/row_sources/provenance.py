@@ -6,36 +6,15 @@ for, never guessed.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from email.message import Message
-from functools import cache
 from typing import Any
-
-from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
 from data_recipes.artefact import UserError
 from data_recipes.languages import language as known_language
+from data_recipes.licences import may_commit, spdx
 from data_recipes.steps import Row
 
-# What may be passed on inside a repository of another licence, with its notice. Everything else (GPL, LGPL,
-# CC-BY-SA, MPL, a licence nobody has put here) is read on the user's machine and not committed.
-MAY_BE_COMMITTED = frozenset(
-    (
-        *(
-            "0BSD",
-            "Apache-2.0",
-            "BSD-2-Clause",
-            "BSD-3-Clause",
-            "ISC",
-            "MIT",
-            "MIT-0",
-            "PSF-2.0",
-            "Unlicense",
-        ),
-        *("CC-BY-4.0", "CC0-1.0", "CDLA-Permissive-2.0", "ODC-By-1.0", "PDDL-1.0", "Unicode-3.0", "Zlib"),
-    )
-)
 # Only the classifiers that name one licence: "BSD License" may be two, three or four clauses.
 _CLASSIFIERS = {
     "Apache Software License": "Apache-2.0",
@@ -83,31 +62,6 @@ class Provenance:
             "transforms": [],
             **more,
         }
-
-
-def spdx(text: str) -> str:
-    """Return an SPDX expression in its canonical spelling.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        return str(canonicalize_license_expression(text))
-    except InvalidLicenseExpression as error:
-        raise UserError(
-            f"licence {text!r} is no SPDX expression ({error}); write one as MIT, CC-BY-4.0 or "
-            "'MIT OR Apache-2.0', and LicenseRef-<name> for a licence that has no SPDX name"
-        ) from error
-
-
-@cache
-def may_commit(licence: str) -> bool:
-    """Return whether rows under an SPDX expression may be committed to a repository of another licence.
-
-    Strict: every licence named must be permissive, also on the two sides of an OR.
-    """
-    names = re.split(r"\s+(?:AND|OR)\s+", licence.replace("(", " ").replace(")", " ").strip())
-    return all(name.strip() in MAY_BE_COMMITTED for name in names)
 
 
 def declared_licence(metadata: Message) -> str | None:

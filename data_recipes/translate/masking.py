@@ -15,7 +15,7 @@ from typing import Literal
 
 import regex
 
-from data_recipes.translate.digits import fold, to_native
+from data_recipes.digits import fold_digits, write_digits
 from data_recipes.translate.document import Document
 from data_recipes.translate.patterns import NUMERIC, Span
 
@@ -159,14 +159,14 @@ def unused_forms(text: str, forms: Sequence[str]) -> list[str]:
 
 
 def mask(
-    document: Document, elements: Sequence[Span], form: str, digits: Digits, script: str, framed: bool
+    document: Document, elements: Sequence[Span], form: str, digits: Digits, system: str, framed: bool
 ) -> Masked:
     """Put a mark in the place of each span. Spans that touch share one, and so do the numbers of one number.
 
     Args:
         form: one of `unused_forms`.
         digits: "keep" masks numbers as they are, "native" masks them and gives them back in the digits of
-            `script`, "any" leaves them to the teacher.
+            `system` (CLDR's name), "any" leaves them to the teacher.
         framed: put a mark before and after all: words outside of the two are not the translation.
     """
     shown: list[str] = []
@@ -183,7 +183,7 @@ def mask(
             shown.append("\n")
         else:
             if digits == "native":
-                text = "".join(_native(document, run, i, script) for i in range(len(run)))
+                text = "".join(_native(document, run, i, system) for i in range(len(run)))
             mark = form.replace("{n}", str(len(marks)))
             shown.append(f"\n{mark}\n" if kind == "glue" else mark)
             marks.append(Mark(text, kind == "glue", _side(run)))
@@ -221,9 +221,9 @@ def _runs(document: Document, elements: Sequence[Span], digits: Digits) -> list[
     return runs
 
 
-def _native(document: Document, run: Sequence[Span], i: int, script: str) -> str:
+def _native(document: Document, run: Sequence[Span], i: int, system: str) -> str:
     text = document.text[run[i].start : run[i].end]
-    return to_native(text, script) if run[i].kind in NUMERIC else text
+    return write_digits(text, system) if run[i].kind in NUMERIC else text
 
 
 def _side(run: Sequence[Span]) -> int:
@@ -242,7 +242,7 @@ def restore(masked: Masked, reply: str) -> str:
     parts: list[str | int] = []
     cursor = 0
     for match in mark_pattern(masked.form).finditer(reply):
-        parts += [reply[cursor : match.start()], int(fold(match["n"]))]
+        parts += [reply[cursor : match.start()], int(fold_digits(match["n"]))]
         cursor = match.end()
     parts.append(reply[cursor:])
     numbers = [part for part in parts if isinstance(part, int)]

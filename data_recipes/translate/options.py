@@ -13,10 +13,9 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from data_recipes.artefact import UserError
-from data_recipes.languages import Language, language
-from data_recipes.translate.digits import ZERO
 from data_recipes.translate.masking import MASK_FORMS, Digits
 from data_recipes.translate.verify import Policy
+from data_recipes.written_forms import native_digits, written_form
 
 LEVELS = ("message", "paragraph", "sentence")
 
@@ -109,7 +108,9 @@ class TranslateOptions:
         wrong = []
         for key in ("source", "target"):
             try:
-                written_as(getattr(self, key))
+                written_form(getattr(self, key))
+                if key == "target" and self.digits == "native":
+                    native_digits(self.target)
             except UserError as error:
                 wrong.append(f"{key}: {error}")
         if self.source == self.target:
@@ -142,25 +143,15 @@ class TranslateOptions:
 
     def policy(self) -> Policy:
         """What a translation has to fulfil."""
+        form = written_form(self.target)
         return Policy(
-            script=written_as(self.target)[1],
+            script=form.script,
             digits=self.digits,
+            system=form.digits or "latn",
             min_script_share=self.min_script_share,
             length_ratio=self.length_ratio,
             mask_forms=self.mask_forms,
         )
-
-
-def written_as(tag: str) -> tuple[Language, str]:
-    """Return the language and the script (ISO 15924) of a BCP-47 tag: "hi" is Deva, "hi-Latn" is Latn.
-
-    Raises: UserError for a language or a script that is not known.
-    """
-    code, _, script = tag.partition("-")
-    known = language(code)
-    if script and script not in ZERO:
-        raise UserError(f"unknown script {script!r} in {tag!r}: known are {', '.join(ZERO)}")
-    return known, script or known.script
 
 
 def _below(values: dict[str, float], minimum: float) -> list[str]:

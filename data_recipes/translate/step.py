@@ -31,10 +31,11 @@ from data_recipes.translate.masking import (
     trimmed,
     unused_forms,
 )
-from data_recipes.translate.options import LEVELS, TranslateOptions, written_as
+from data_recipes.translate.options import LEVELS, TranslateOptions
 from data_recipes.translate.patterns import Span
 from data_recipes.translate.teachers import Glossary, Reply, Request, Teacher, make_request, read_glossary
 from data_recipes.translate.verify import Policy, verify
+from data_recipes.written_forms import written_form
 
 NAME, VERSION = "translate", 1
 Counts = dict[str, float | int]
@@ -209,7 +210,7 @@ Waiting = tuple[Job, Piece, Request, Masked]
 def _next_requests(jobs: list[Job], options: TranslateOptions) -> list[Waiting]:
     """What has to be asked now: each piece without a translation, of the rows still in play."""
     waiting: list[Waiting] = []
-    script = written_as(options.target)[1]
+    system = options.policy().system
     for job in jobs:
         if job.rejected:
             continue
@@ -217,7 +218,7 @@ def _next_requests(jobs: list[Job], options: TranslateOptions) -> list[Waiting]:
         for piece in (leaf for leaf in leaves if leaf.text is None):
             forms = unused_forms(piece.document.text, options.mask_forms)
             form = forms[piece.n_tried % len(forms)]
-            masked = mask(piece.document, piece.elements, form, options.digits, script, options.framed)
+            masked = mask(piece.document, piece.elements, form, options.digits, system, options.framed)
             waiting.append((job, piece, make_request(masked.shown, form, options, piece.n_tried), masked))
     return waiting
 
@@ -304,7 +305,7 @@ def _with_proof(
     teacher: Teacher,
 ) -> Row:
     """The translated row: its last transform holds what was checked, `parent_id` where it comes from."""
-    known, script = written_as(options.target)
+    form = written_form(options.target)
     checks: dict[str, Any] = {
         "source": options.source,
         "target": options.target,
@@ -317,7 +318,7 @@ def _with_proof(
         "requests": job.n_requests,
         "retries": job.n_retries,
     }
-    row = {**job.row, "messages": messages, "language": known.code, "script": script}
+    row = {**job.row, "messages": messages, "language": form.code, "script": form.script}
     row["parent_id"] = job.row.get("id", "")
     row["id"] = f"{job.row.get('id', '')}/{options.target}"
     if options.keep_source:

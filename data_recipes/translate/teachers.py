@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import regex
 
 from data_recipes.artefact import UserError, sha256_json
-from data_recipes.translate.options import TranslateOptions, written_as
+from data_recipes.languages import language
+from data_recipes.translate.options import TranslateOptions
+from data_recipes.written_forms import written_form
 
 VERSION = 1  # of the prompts: a change here asks the teacher again
 
@@ -71,8 +73,8 @@ def make_request(text: str, form: str, options: TranslateOptions, n_tried: int) 
 
 
 def _named(tag: str) -> str:
-    known, script = written_as(tag)
-    return known.name if script == known.script else f"{known.name} written in the script {script}"
+    form, known = written_form(tag), language(written_form(tag).code)
+    return known.name if form.script == known.script else f"{known.name} written in the script {form.script}"
 
 
 class Glossary:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import regex
 
+from data_recipes.digits import fold_digits, write_digits
 from data_recipes.text import script_share
-from data_recipes.translate.digits import numbers, to_native
 from data_recipes.translate.document import Block, Document
 from data_recipes.translate.masking import Digits, Mismatch, mark_pattern
 from data_recipes.translate.patterns import NUMERIC
@@ -21,6 +21,10 @@ from data_recipes.translate.patterns import NUMERIC
 _LETTERS = regex.compile(r"[\p{L}\p{M}]")
 _WORD = regex.compile(r"[\p{L}\p{M}]+")
 _SIGNS = regex.compile(r"[`*_|~<>{}\[\]\\^$@\#]")  # a lone one is no markup yet: the next reader may differ
+_NUMBER = regex.compile(
+    r"(?<![\p{L}\p{M}\p{N})\]])[-−]?\p{Nd}+(?:[.,٬٫]\p{Nd}+)*|\p{Nd}+(?:[.,٬٫]\p{Nd}+)*|\p{No}"
+)
+_NUMBER_SIGNS = str.maketrans({"٬": ",", "٫": ".", "−": "-"})
 _ODD = regex.compile(r"[\p{Cc}\p{Co}\p{Cn}\ufffd--[\t\n\r]]", regex.V1)
 
 
@@ -30,6 +34,7 @@ class Policy:
 
     script: str  # ISO 15924, of the target
     digits: Digits = "keep"
+    system: str = "latn"  # CLDR's name of the target's own digits, for digits "native"
     min_script_share: float = 0.7  # of the letters of a block's prose
     min_letters: int = 12  # a block with fewer is judged with the others, not by itself
     length_ratio: tuple[float, float] = (0.3, 3.5)  # letters and marks of the target over the source's
@@ -100,12 +105,17 @@ def _same_numbers(
     kept = [text for kind, text in ours if kind in NUMERIC]
     found = [text for kind, text in theirs if kind in NUMERIC]
     if policy.digits == "native":
-        kept = [to_native(text, policy.script) for text in kept]
+        kept = [write_digits(text, policy.system) for text in kept]
     elif policy.digits == "any":
         kept, found = ([n for text in texts for n in numbers(text)] for texts in (kept, found))
     if Counter(kept) != Counter(found):
         raise Mismatch("numbers", f"{place}: {_counted_difference(Counter(kept), Counter(found))}")
     return len(kept)
+
+
+def numbers(text: str) -> list[str]:
+    """Return the numbers of a text in order, in ASCII: sign, digits, separators. Grouping is not undone."""
+    return [fold_digits(match).translate(_NUMBER_SIGNS) for match in _NUMBER.findall(text)]
 
 
 def _counted_difference(kept: Counter[str], found: Counter[str]) -> str:

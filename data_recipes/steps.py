@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-Row = dict[str, Any]  # id, language, script, messages, source, licence, transforms, ...
+# id, language, script, messages, source, licence, transforms, ...; a row made from another names it in
+# `parent`: its id, or {"id", "messages"}.
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,12 @@ def test_tool_calls_nested_values_numbers_and_keys_are_cleaned():
     assert clean["transforms"][0]["checks"]["found"] == {"AADHAAR": 1, "PHONE": 5}
 
 
+def test_the_id_of_a_parent_stays_so_that_contamination_finds_it():
+    (clean,) = remove_pii([row("") | {"parent": {"id": "x/9876543210", "text": "call 9876543210"}}])
+    assert clean["parent"] == {"id": "x/9876543210", "text": "call <PHONE>"}
+    assert clean["transforms"][0]["checks"]["found"] == {"PHONE": 1}
+
+
 def test_arguments_without_personal_data_keep_their_bytes_and_broken_json_is_text():
     for before, after in (
         ('{"a":1,  "b" : "x"}', '{"a":1,  "b" : "x"}'),

@@ -10,6 +10,7 @@ from translation_rows import corruption, make_row
 from translation_teachers import Honest, Hostile, word_in
 
 from data_recipes.artefact import UserError
+from data_recipes.contamination import contaminated_ids, index_test_sets, keep_out
 from data_recipes.settings import load_settings
 from data_recipes.steps import Rejected
 from data_recipes.translate.cache import ReplyCache
@@ -124,9 +125,10 @@ def row_of(content, **more):
 def test_a_row_carries_its_proof_its_parent_and_its_source():
     row = row_of("Open 3 files with `ls`.", licence="CC0-1.0", transforms=[{"name": "before"}])
     result = translated([row], Honest())[0]
-    assert result["id"] == "r1/ta" and result["parent_id"] == "r1" and result["licence"] == "CC0-1.0"
+    assert result["id"] == "r1/ta" and result["parent"]["id"] == "r1" and result["licence"] == "CC0-1.0"
     assert (result["language"], result["script"]) == ("ta", "Taml")
-    assert result["source_messages"] == row["messages"] and row["messages"][0]["content"].startswith("Open")
+    assert result["parent"]["messages"] == row["messages"]
+    assert row["messages"][0]["content"].startswith("Open")
     before, proof = result["transforms"]
     assert before == {"name": "before"} and (proof["name"], proof["version"]) == ("translate", 1)
     checks = json.loads(json.dumps(proof["checks"]))
@@ -186,12 +188,26 @@ def test_content_in_parts_is_translated_part_by_part():
     )
 
 
+def test_a_translated_row_goes_when_its_english_parent_is_in_a_test_set():
+    question = "Which of these rivers is the longest one that flows wholly inside of the country?"
+    index = index_test_sets({"quiz": [question]})
+    (with_source,) = translated([row_of(question)], Honest())
+    assert isinstance(with_source, dict)
+    assert [getattr(r, "reason", "") for r in keep_out([with_source], index)] == ["parent in test set quiz"]
+    # Without the source on the row its id alone tells.
+    (without,) = translated([row_of(question)], Honest(), keep_source=False)
+    assert isinstance(without, dict) and without["parent"] == "r1"
+    parents = contaminated_ids([row_of(question)], index)
+    kept_out = keep_out([without], index, parents)
+    assert [getattr(r, "reason", "") for r in kept_out] == ["parent in test set quiz"]
+
+
 @pytest.mark.parametrize("window", [1, 3, 64])
 def test_rows_and_order_do_not_depend_on_the_window_or_the_order_of_replies(window):
     rows = [make_row(seed)[0] for seed in range(9000, 9010)]
     expected = translated(rows, Hostile())
     assert translated(iter(rows), Hostile(), window=window) == expected
-    assert [getattr(r, "row_id", "") or r["parent_id"] for r in expected] == [row["id"] for row in rows]
+    assert [getattr(r, "row_id", "") or r["parent"]["id"] for r in expected] == [row["id"] for row in rows]
 
 
 @pytest.mark.parametrize(

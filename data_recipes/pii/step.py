@@ -92,12 +92,19 @@ def count_pii(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
 
 def _cleaned_row(row: Row, options: PiiOptions, key: bytes | None) -> Row:
     counts: Counter[str] = Counter()
-    cleaned = {
+    # Of a parent that stands on the row the id stays: by it contamination finds the row.
+    parent = row.get("parent")
+    parent_id = {"id": parent["id"]} if isinstance(parent, dict) and "id" in parent else {}
+    if parent_id:
+        row = {**row, "parent": {name: value for name, value in parent.items() if name != "id"}}
+    cleaned: Row = {
         name: value
         if name in _KEPT_FIELDS and isinstance(value, str | list | None)
         else _clean(value, options, key, counts)
         for name, value in row.items()
     }
+    if parent_id:
+        cleaned["parent"] = parent_id | cleaned["parent"]
     return with_transform(
         cleaned, NAME, VERSION, {"action": options.action, "found": dict(sorted(counts.items()))}
     )

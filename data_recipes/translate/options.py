@@ -100,7 +100,7 @@ class TranslateOptions:
     length_ratio: tuple[float, float] = (0.3, 3.5)  # letters of the target over the source's
     window: int = 64  # rows worked on at a time
     instruction: str = ""  # added to what the teacher is told, as "Use formal address."
-    keep_source: bool = True  # keep the source messages on the row: contamination is looked for in them too
+    keep_source: bool = True  # keep the source messages in `parent`: contamination is looked for in them too
     seed: int = 0
 
     def problems(self) -> list[str]:

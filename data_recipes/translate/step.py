@@ -304,7 +304,7 @@ def _with_proof(
     options: TranslateOptions,
     teacher: Teacher,
 ) -> Row:
-    """The translated row: its last transform holds what was checked, `parent_id` where it comes from."""
+    """The translated row: its last transform holds what was checked, `parent` what it was made from."""
     form = written_form(options.target)
     checks: dict[str, Any] = {
         "source": options.source,
@@ -319,8 +319,7 @@ def _with_proof(
         "retries": job.n_retries,
     }
     row = {**job.row, "messages": messages, "language": form.code, "script": form.script}
-    row["parent_id"] = job.row.get("id", "")
-    row["id"] = f"{job.row.get('id', '')}/{options.target}"
-    if options.keep_source:
-        row["source_messages"] = job.row["messages"]
+    parent_id = job.row.get("id", "")
+    row["parent"] = {"id": parent_id, "messages": job.row["messages"]} if options.keep_source else parent_id
+    row["id"] = f"{parent_id}/{options.target}"
     return with_transform(row, NAME, VERSION, checks)

@@ -1,6 +1,6 @@
 """Files that stages hand to each other: whole or absent, hashed, sorted, and refused when they do not fit.
 
-Everything that ends up under a final name goes through `write_json` or `whole_folder`: it is written under a
+Everything that ends up under a final name goes through `whole_file` or `whole_folder`: it is written under a
 temporary name in the same folder and then renamed, so a file that exists is whole. No clock time is stored:
 same inputs, same bytes.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+ARTEFACT_HEAD = ("kind", "schema", "inputs", "versions")  # the keys that `write_artefact` adds to a body
 
 # A fixed list, not "whatever is imported by now": the bytes of an artefact must not depend on who wrote it.
 RECORDED_PACKAGES = (
@@ -118,17 +119,28 @@ def write_text(path: str | Path, text: str) -> None:
 
     Raises: UserError when the disk is full or the place cannot be written.
     """
+    with whole_file(path) as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Yield the name of a sibling file to write; it takes the place of `path` on success, else it is removed.
+
+    Raises: UserError when the disk is full or the place cannot be written.
+    """
     path = Path(path)
     partial = _partial_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
         os.replace(partial, path)
-    except OSError as error:
-        raise _write_error(path, error) from error
+    except Exception as error:
+        if isinstance(error, OSError) or is_disk_full(error):
+            raise _write_error(path, error) from error
+        raise
     finally:
         _remove_file(partial)
 

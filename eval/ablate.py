@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact
+from data_recipes.artefact import ARTEFACT_HEAD, UserError, read_artefact, sha256_file, write_artefact
 from eval.ablation_figure import ablation_figure as ablation_figure
 from eval.ablation_figure import write_svg
 from eval.ablation_table import results_table, with_table
@@ -144,11 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = ablate_stage(config)
     ablation = read_artefact(path, "ablation")
     if arguments.save:
-        body = {
-            key: value
-            for key, value in ablation.items()
-            if key not in ("kind", "schema", "inputs", "versions")
-        }
+        body = {key: value for key, value in ablation.items() if key not in ARTEFACT_HEAD}
         write_ablation(RESULTS / f"{config.name}_ablation", config, body)
     table = results_table(ablation)
     if arguments.readme:

@@ -26,12 +26,17 @@ ROOT = Path(__file__).parents[1]
 # A file-size limit is the one full disk that any machine has: every write past 4 kB fails inside the kernel.
 LIMITED = """
 import resource, signal, sys
-from data_recipes.artefact import UserError, whole_folder, write_json
+import numpy
+from safetensors.numpy import save_file
+from data_recipes.artefact import UserError, whole_file, whole_folder, write_json
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     if sys.argv[2] == "json":
         write_json(sys.argv[1], {"text": "x" * 100_000})
+    elif sys.argv[2] == "tensors":
+        with whole_file(sys.argv[1]) as partial:
+            save_file({"counts": numpy.zeros(100_000)}, partial)
     else:
         with whole_folder(sys.argv[1]) as folder:
             (folder / "big").write_bytes(b"x" * 100_000)
@@ -79,12 +84,12 @@ def test_json_is_sorted_readable_and_the_same_twice(tmp_path: Path):
     assert sha256_file(tmp_path / "b.json") == sha256_file(tmp_path / "new" / "a.json")
 
 
-@pytest.mark.parametrize("what", ["json", "folder"])
+@pytest.mark.parametrize("what", ["json", "tensors", "folder"])
 def test_a_full_disk_is_one_message_and_the_old_file_stays(tmp_path: Path, what: str):
     target = tmp_path / "target"
     assert "no space left" in under_size_limit(target, what)
     assert list(tmp_path.iterdir()) == []
-    if what == "json":
+    if what != "folder":
         target.write_text("old")
     else:
         written_artefact(target / "plan.json")

@@ -94,8 +94,9 @@ def _cleaned_row(row: Row, options: PiiOptions, key: bytes | None) -> Row:
     counts: Counter[str] = Counter()
     # Of a parent that stands on the row the id stays: by it contamination finds the row.
     parent = row.get("parent")
-    parent_id = {"id": parent["id"]} if isinstance(parent, dict) and "id" in parent else {}
-    if parent_id:
+    parent_id = {}
+    if isinstance(parent, dict) and "id" in parent:
+        parent_id = {"id": parent["id"]}
         row = {**row, "parent": {name: value for name, value in parent.items() if name != "id"}}
     cleaned: Row = {
         name: value

@@ -16,7 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from data_recipes.artefact import UserError, read_artefact, sha256_file, sha256_json, write_artefact
+from data_recipes.artefact import (
+    ARTEFACT_HEAD,
+    UserError,
+    read_artefact,
+    sha256_file,
+    sha256_json,
+    write_artefact,
+)
 from finetune.adapters.active_adapter import active_adapter, adapter_state, file_name
 from finetune.adapters.linear_lora import is_linear_as
 from finetune.adapters.lora import ExpertLora
@@ -27,7 +34,6 @@ from finetune.exporting.peft_folder import TENSORS_FILE as PEFT_TENSORS_FILE
 
 TENSORS_FILE, PLAN_FILE = "adapter.safetensors", "plan.json"
 PEFT_TYPE = "EXPERT_LORA"
-ARTEFACT_HEAD = {"kind", "schema", "inputs", "versions"}
 OPTIONS = [option.name for option in fields(LoraConfig)]
 # What PEFT's config calls our options; the others have one name in both.
 PEFT_NAMES = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora"}

@@ -15,13 +15,18 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact
+from data_recipes.artefact import (
+    ARTEFACT_HEAD,
+    UserError,
+    read_artefact,
+    sha256_file,
+    whole_file,
+    write_artefact,
+)
 from finetune.profiling.replicates import replicates_agree
 
 # One token's gate weights sum to 1; they are kept as whole multiples of this, so that sums are exact.
 MASS_UNIT = 2.0**-36
-
-_ARTEFACT_KEYS = ("kind", "schema", "inputs", "versions")  # that write_artefact adds
 
 Kind = Literal["prompt", "answer"]
 Kinds = Literal["prompt", "answer", "all"]
@@ -134,16 +139,19 @@ def profile_inputs(profile: Profile) -> dict[str, str]:
 
 
 def write_profile(path: str | Path, profile: Profile, inputs: Mapping[str, str]) -> None:
-    """Write `path` (profile.json), and the arrays beside it under the same name with .safetensors."""
+    """Write `path` (profile.json), and the arrays beside it under the same name with .safetensors.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written.
+    """
     path = Path(path)
     arrays = {"counts": profile.counts_CLE, "gate_mass": profile.mass_CLE}
     arrays |= {f"replicate_counts.{name}": found for name, found in profile.replicate_counts.items()}
     arrays |= {f"replicate_gate_mass.{name}": found for name, found in profile.replicate_mass.items()}
-    file, partial = path.with_suffix(".safetensors"), path.with_suffix(".safetensors.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.ascontiguousarray(found) for name, found in arrays.items()}, partial)
-    partial.replace(file)
-    head = {name: value for name, value in profile.head.items() if name not in _ARTEFACT_KEYS}
+    file = path.with_suffix(".safetensors")
+    with whole_file(file) as partial:
+        save_file({name: np.ascontiguousarray(found) for name, found in arrays.items()}, partial)
+    head = {name: value for name, value in profile.head.items() if name not in ARTEFACT_HEAD}
     body = {**head, "cells": [list(cell) for cell in profile.cells]}
     write_artefact(path, "routing_profile", dict(inputs), body | {"arrays_sha256": sha256_file(file)})
 

@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from data_recipes.artefact import UserError
+from data_recipes.artefact import ARTEFACT_HEAD, UserError
 from finetune.profiling.profile import Profile, profile_inputs, read_shard, with_findings, write_profile
 
 _OF_THE_PART = ("shards", "n_tokens", "n_rows")  # what a shard's head says of itself alone
-_OF_THE_FILE = ("kind", "schema", "inputs", "versions")
 
 
 def merge_profiles(shards: Mapping[str, Profile]) -> Profile:
@@ -35,7 +34,7 @@ def merge_profiles(shards: Mapping[str, Profile]) -> Profile:
         _refuse_other(first_name, first.head, name, shard.head)
     parts = list(shards.values())
     cells = sorted({cell for part in parts for cell in part.cells})
-    head = {name: value for name, value in first.head.items() if name not in _OF_THE_FILE}
+    head = {name: value for name, value in first.head.items() if name not in ARTEFACT_HEAD}
     for counted in ("n_tokens", "n_rows"):
         head[counted] = {
             language: sum(part.head[counted][language] for part in parts) for language in first.head["roles"]
@@ -110,7 +109,7 @@ def _refuse_incomplete(shards: Mapping[str, Profile]) -> None:
 def _refuse_other(first_name: str, first: Mapping[str, Any], name: str, other: Mapping[str, Any]) -> None:
     """All that a head says, but of its own part, must be equal."""
     for key in sorted(first.keys() | other.keys()):
-        if key in (*_OF_THE_PART, *_OF_THE_FILE) or first.get(key) == other.get(key):
+        if key in (*_OF_THE_PART, *ARTEFACT_HEAD) or first.get(key) == other.get(key):
             continue
         raise UserError(
             f"{name} and {first_name} cannot be added up, their {key.replace('_', ' ')} differs: "

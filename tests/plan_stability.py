@@ -18,8 +18,10 @@ from data_recipes.recipe import load_recipe
 from finetune.config import ProfileConfig, load_run_config
 from finetune.model import load_model
 from finetune.profiling.calibration import encode_row
-from finetune.profiling.replicates import jaccard, replicates_agree, top_sets
+from finetune.profiling.replicates import replicates_agree
 from finetune.profiling.routing import profile_rows
+from finetune.selecting.choices import token_share
+from finetune.selecting.routing_measures import jaccard
 
 ROOT = Path(__file__).parents[1]
 N_TOKENS = (2**12, 2**13, 2**14, 2**15)
@@ -49,7 +51,7 @@ def main() -> None:
             f"share {share}: tokens, Jaccard with ten times as many (mean, least layer), bootstrap's estimate"
         )
         for n_tokens in N_TOKENS:
-            few, many = (top_sets(counts[n], share) for n in (n_tokens, 10 * n_tokens))
+            few, many = (token_share(counts[n], share) for n in (n_tokens, 10 * n_tokens))
             agree_L = jaccard(few, many)
             estimate = replicates_agree(counts[n_tokens], replicates[n_tokens], share)
             print(f"{n_tokens:>8,}  {agree_L.mean():.3f}  {agree_L.min():.3f}  {estimate:.3f}")

@@ -1,11 +1,11 @@
-"""profiling.replicates: Poisson weights known by row id alone, top sets and their agreement by hand."""
+"""profiling.replicates: Poisson weights known by row id alone, and their agreement by hand."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from finetune.config import ProfileConfig, SelectConfig
-from finetune.profiling.replicates import POISSON_THRESHOLDS, jaccard, replicates_agree, row_weights, top_sets
+from finetune.profiling.replicates import POISSON_THRESHOLDS, replicates_agree, row_weights
 
 
 def test_weights_are_poisson_with_mean_one() -> None:
@@ -28,24 +28,14 @@ def test_weights_depend_on_seed_and_id_alone() -> None:
     assert row_weights(ids, 3, 0).shape == (0, 50)
 
 
-def test_top_sets_by_hand() -> None:
-    counts_LE = np.array([[5, 3, 2], [1, 1, 8]])  # shares: .5 .3 .2 and .1 .1 .8
-    assert top_sets(counts_LE, 0.5).tolist() == [[True, False, False], [False, False, True]]
-    assert top_sets(counts_LE, 0.81).tolist() == [[True, True, True], [True, False, True]]
-    assert top_sets(np.array([[2, 2, 2], [0, 0, 0]]), 0.6).tolist() == [[True, True, False], [False] * 3]
-
-
-def test_jaccard_by_hand() -> None:
-    first_LE = np.array([[True, True, False], [False, False, False], [True, False, False]])
-    second_LE = np.array([[False, True, True], [False, False, False], [False, True, False]])
-    assert jaccard(first_LE, second_LE).tolist() == pytest.approx([1 / 3, 1, 0])
-
-
 def test_agreement_is_the_mean_over_replicates_and_reached_layers() -> None:
     counts_LE = np.array([[6, 3, 1], [0, 0, 0], [1, 4, 5]])  # top sets at 0.6: {0}, none, {1, 2}
     replicates_RLE = np.array([[[6, 3, 1], [0, 0, 0], [0, 1, 9]], [[4, 5, 1], [0, 0, 0], [1, 4, 5]]])
     # {0} of {0}: 1; {2} of {1, 2}: 1/2; {0, 1} of {0}: 1/2; {1, 2} of {1, 2}: 1
     assert replicates_agree(counts_LE, replicates_RLE, 0.6) == pytest.approx((1 + 0.5 + 0.5 + 1) / 4)
+    nothing_1LE = np.zeros((1, 3, 3), dtype=int)
+    with_empty = np.concatenate([replicates_RLE, nothing_1LE])
+    assert replicates_agree(counts_LE, with_empty, 0.6) == pytest.approx((1 + 0.5 + 0.5 + 1 + 0 + 0) / 6)
     assert replicates_agree(counts_LE, replicates_RLE[:0], 0.6) == 0
     assert replicates_agree(np.zeros((2, 3)), np.zeros((4, 2, 3)), 0.6) == 0
 

@@ -17,9 +17,11 @@ from finetune.model import model_fingerprint, tokenizer_fingerprint
 from finetune.moe import moe_layers
 from finetune.profiling.calibration import encode_row
 from finetune.profiling.profile import MASS_UNIT, Profile, read_profile
-from finetune.profiling.replicates import jaccard, row_weights, top_sets
+from finetune.profiling.replicates import row_weights
 from finetune.profiling.router_recorder import RouterRecorder
 from finetune.profiling.routing import main, profile_rows, profile_stage
+from finetune.selecting.choices import token_share
+from finetune.selecting.routing_measures import jaccard
 
 LENGTHS = (5, 12, 8)
 
@@ -266,8 +268,10 @@ def test_a_language_ends_when_its_replicates_agree(model, tiny_tokenizer) -> Non
     whole = profile(model, tiny_tokenizer, **options)
     ended = whole.head["stopped"]["ta"]
     assert (ended["why"], ended["tokens"]) == ("rows", sum(lengths))
-    sets = top_sets(whole.counts(["ta"]), 0.5), top_sets(whole.replicate_counts["ta"], 0.5)
-    assert ended["jaccard"] == pytest.approx(jaccard(sets[0][None], sets[1]).mean(), abs=1e-4)
+    drawn_RLE = whole.replicate_counts["ta"]
+    assert drawn_RLE.any(axis=-1).all()
+    agree_RL = jaccard(token_share(whole.counts(["ta"]), 0.5), token_share(drawn_RLE, 0.5))
+    assert ended["jaccard"] == pytest.approx(agree_RL.mean(), abs=1e-4)
     # One row is its own multiple: each replicate that draws it agrees, the others have drawn nothing.
     early = profile(model, tiny_tokenizer, stable_jaccard=0.01, **options)
     assert (early.head["stopped"]["ta"]["why"], early.head["n_rows"]["ta"]) == ("stable", 1)

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from finetune.selecting.choices import token_share
+from finetune.selecting.routing_measures import jaccard
+
 # A draw of 32 bits counts as often as it has passed thresholds: the distribution function of Poisson(1).
 _CUMULATIVE = np.cumsum([math.exp(-1) / math.factorial(count) for count in range(16)])
 POISSON_THRESHOLDS = np.round(_CUMULATIVE * 2**32).astype(np.uint64)
@@ -28,36 +31,16 @@ def row_weights(row_ids: Sequence[str], seed: int, n_replicates: int) -> np.ndar
     return np.searchsorted(POISSON_THRESHOLDS, draws_BR.astype(np.uint64), side="right").T.copy()
 
 
-def top_sets(counts_LE: np.ndarray, share: float) -> np.ndarray:
-    """Per layer the smallest set of experts with `share` of the counts: bool, the shape of `counts_LE`.
-
-    The last axis is the experts, any may stand before it; on a tie the lower id is taken. A layer without
-    counts has an empty set.
-    """
-    order_LE = np.argsort(-counts_LE, axis=-1, kind="stable")
-    before_LE = np.take_along_axis(counts_LE, order_LE, axis=-1)
-    before_LE = np.cumsum(before_LE, axis=-1) - before_LE  # what the experts in front of this one have
-    total_L1 = counts_LE.sum(axis=-1, keepdims=True)
-    is_needed_LE = (before_LE < share * total_L1) & (total_L1 > 0)
-    found_LE = np.zeros(counts_LE.shape, dtype=bool)
-    np.put_along_axis(found_LE, order_LE, is_needed_LE, axis=-1)
-    return found_LE
-
-
-def jaccard(first_LE: np.ndarray, second_LE: np.ndarray) -> np.ndarray:
-    """Shared experts over experts in either set; the last axis is the experts. Two empty sets: 1."""
-    n_shared = (first_LE & second_LE).sum(axis=-1)
-    n_either = (first_LE | second_LE).sum(axis=-1)
-    return np.where(n_either == 0, 1.0, n_shared / np.maximum(n_either, 1))
-
-
 def replicates_agree(counts_LE: np.ndarray, replicate_counts_RLE: np.ndarray, share: float) -> float:
-    """Mean Jaccard, over layers and replicates, of a replicate's top set with the whole sample's.
+    """Mean Jaccard, over layers and replicates, of a replicate's `token_share` with that of the whole sample.
 
-    Layers that no token reached are left out; 0 when there is no other, or no replicate.
+    Layers that no token reached are left out; 0 when there is no other, or no replicate. A replicate that drew
+    no row agrees with nothing: of a single row, all that drew it agree by being multiples of it.
     """
     seen_L = counts_LE.sum(axis=-1) > 0
-    if not seen_L.any() or not len(replicate_counts_RLE):
+    seen_RLE = replicate_counts_RLE[:, seen_L]
+    drawn_RLE = seen_RLE[seen_RLE.any(axis=-1).all(axis=-1)]
+    if not seen_L.any() or not len(drawn_RLE):
         return 0.0
-    whole_LE = top_sets(counts_LE[seen_L], share)
-    return float(jaccard(whole_LE[None], top_sets(replicate_counts_RLE[:, seen_L], share)).mean())
+    agree_RL = jaccard(token_share(drawn_RLE, share), token_share(counts_LE[seen_L], share))
+    return float(agree_RL.mean()) * len(drawn_RLE) / len(seen_RLE)

@@ -3,7 +3,7 @@
 Reads and writes nothing. Legend: L MoE layers, E experts, C cells.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from data_recipes.artefact import UserError
 from finetune.config import ProfileConfig
 from finetune.model import model_fingerprint, tokenizer_fingerprint
 from finetune.moe import MoeLayer, expert_bytes, moe_layers, parameters_per_rank
+from finetune.profiling.calibration import CalibrationBatch, Chunk, collate, row_batches
 from finetune.profiling.profile import Cell, Profile, with_findings
 from finetune.profiling.router_recorder import LanguageTally
 
@@ -38,13 +39,32 @@ class Ending(NamedTuple):
     n_tokens: int  # read
 
 
-def batch_part(config: ProfileConfig, accelerator: Accelerator | None) -> tuple[int, int]:
-    """Which batches are counted here: those whose number leaves the first of the two over the second."""
-    rank, n_processes = (0, 1)
-    if accelerator is not None:
-        rank, n_processes = accelerator.process_index, accelerator.num_processes
-    shard, n_shards = map(int, (config.shard or "1/1").split("/"))
-    return (shard - 1) * n_processes + rank, n_shards * n_processes
+class OwnBatches:
+    """The batches that this process and shard counts: every n-th of all, numbered through all languages."""
+
+    def __init__(self, config: ProfileConfig, seed: int, accelerator: Accelerator | None) -> None:
+        rank, n_processes = (0, 1)
+        if accelerator is not None:
+            rank, n_processes = accelerator.process_index, accelerator.num_processes
+        shard, n_shards = map(int, (config.shard or "1/1").split("/"))
+        self._config, self._seed = config, seed
+        self._part, self._n_parts = (shard - 1) * n_processes + rank, n_shards * n_processes
+        self._n_batches = 0  # of everybody, so far
+
+    def of(self, chunk: Chunk) -> Iterator[CalibrationBatch]:
+        """The own ones of the next rows; every process asks for all rows, in the same order."""
+        for rows in row_batches(chunk.rows, self._config.batch_size):
+            if self._n_batches % self._n_parts == self._part:
+                yield collate(rows, self._seed, self._config.replicates)
+            self._n_batches += 1
+
+    def require_enough(self) -> None:
+        """Raise UserError when some process or shard had no batch; call it after the last rows."""
+        if self._n_batches < self._n_parts:
+            raise UserError(
+                f"there are {self._n_batches} batches of rows for {self._n_parts} processes or shards: take "
+                f"fewer of them, more rows, or a profile.batch_size below {self._config.batch_size}"
+            )
 
 
 def profiled_layers(model: PreTrainedModel) -> list[MoeLayer]:

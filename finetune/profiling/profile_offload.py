@@ -4,7 +4,6 @@ Reads rows and a checkpoint, whose weights are read once for all rows. Writes hi
 while it runs, when asked to.
 """
 
-import itertools
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,8 +18,8 @@ from finetune.config import BaseConfig, ProfileConfig, RunConfig
 from finetune.exporting.merged_checkpoint import read_places
 from finetune.model import load_tokenizer, resolve_model_path
 from finetune.processes import say, sum_over_processes
-from finetune.profiling.calibration import CalibrationBatch, Row, collate, encoded_chunks, row_batches
-from finetune.profiling.counting import Ending, batch_part, profile_head, profile_of, profiled_layers
+from finetune.profiling.calibration import CalibrationBatch, Row, encoded_chunks
+from finetune.profiling.counting import Ending, OwnBatches, profile_head, profile_of, profiled_layers
 from finetune.profiling.layer_weights import LayerWeights, open_weights
 from finetune.profiling.offload import run_layer_by_layer
 from finetune.profiling.planner import free_memory_bytes
@@ -142,8 +141,7 @@ def _read_all(
     """An empty tally and the ending of each language, and this process's batches of all of them."""
     if not rows_by_language:
         raise UserError("there are no rows to profile: the training split is empty")
-    index, n_parts = batch_part(config, accelerator)
-    batch_numbers = itertools.count()
+    own = OwnBatches(config, seed, accelerator)
     tallies: dict[str, LanguageTally] = {}
     endings: dict[str, Ending] = {}
     batches: list[LanguageBatch] = []
@@ -151,14 +149,8 @@ def _read_all(
         tally = LanguageTally(*shape_LE, config.replicates, config.kinds)
         for chunk in encoded_chunks(tokenizer, language, rows, config, seed):
             tally.open_sources(row.source for row in chunk.rows)
-            for batch_rows in row_batches(chunk.rows, config.batch_size):
-                if next(batch_numbers) % n_parts == index:
-                    batches.append(LanguageBatch(tally, collate(batch_rows, seed, config.replicates)))
+            batches += [LanguageBatch(tally, batch) for batch in own.of(chunk)]
             endings[language] = Ending(chunk.role, chunk.ended, chunk.n_tokens)
         tallies[language] = tally
-    if (n_batches := next(batch_numbers)) < n_parts:
-        raise UserError(
-            f"there are {n_batches} batches of rows for {n_parts} processes or shards: take fewer of them, "
-            f"more rows, or a profile.batch_size below {config.batch_size}"
-        )
+    own.require_enough()
     return tallies, endings, batches

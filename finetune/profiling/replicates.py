@@ -34,8 +34,8 @@ def row_weights(row_ids: Sequence[str], seed: int, n_replicates: int) -> np.ndar
 def replicates_agree(counts_LE: np.ndarray, replicate_counts_RLE: np.ndarray, share: float) -> float:
     """Mean Jaccard, over layers and replicates, of a replicate's `token_share` with that of the whole sample.
 
-    Layers that no token reached are left out; 0 when there is no other, or no replicate. A replicate that drew
-    no row agrees with nothing: of a single row, all that drew it agree by being multiples of it.
+    Layers that no token reached are left out; 0 when there is no other, or no replicate. A replicate that
+    drew no row agrees with nothing: of a single row, all that drew it agree by being multiples of it.
     """
     seen_L = counts_LE.sum(axis=-1) > 0
     seen_RLE = replicate_counts_RLE[:, seen_L]

@@ -7,7 +7,6 @@ Reads the training rows of `<output>/data` (never validation or test) and the ba
 Legend: L MoE layers, E experts, R bootstrap replicates.
 """
 
-import itertools
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,8 +26,8 @@ from finetune import cli
 from finetune.config import ProfileConfig, RunConfig, config_from_arguments
 from finetune.model import choose_device, load_model
 from finetune.processes import say, start_accelerator, sum_over_processes
-from finetune.profiling.calibration import CalibrationBatch, Row, collate, encoded_chunks, row_batches
-from finetune.profiling.counting import Ending, batch_part, profile_head, profile_of, profiled_layers
+from finetune.profiling.calibration import CalibrationBatch, Row, encoded_chunks
+from finetune.profiling.counting import Ending, OwnBatches, profile_head, profile_of, profiled_layers
 from finetune.profiling.profile import Profile, profile_inputs, write_profile
 from finetune.profiling.profile_offload import profile_by_offload, uses_offload
 from finetune.profiling.replicates import replicates_agree
@@ -78,8 +77,7 @@ def profile_rows(
     if not rows_by_language:
         raise UserError("there are no rows to profile: the training split is empty")
     model.eval()
-    index, n_parts = batch_part(config, accelerator)
-    batch_numbers = itertools.count()
+    own = OwnBatches(config, seed, accelerator)
     add_up = partial(sum_over_processes, accelerator)
     tallies: dict[str, LanguageTally] = {}
     endings: dict[str, Ending] = {}
@@ -88,19 +86,14 @@ def profile_rows(
         with RouterRecorder(layers, tally.add) as recorder, torch.inference_mode():
             for chunk in encoded_chunks(tokenizer, language, rows, config, seed):
                 tally.open_sources(row.source for row in chunk.rows)
-                for batch_rows in row_batches(chunk.rows, config.batch_size):
-                    if next(batch_numbers) % n_parts == index:
-                        count_batch(model, recorder, tally, collate(batch_rows, seed, config.replicates))
+                for batch in own.of(chunk):
+                    count_batch(model, recorder, tally, batch)
                 why = chunk.ended or ("stable" if is_stable(tally, config, add_up) else "")
                 if why:
                     endings[language] = Ending(chunk.role, why, chunk.n_tokens)
                     break
         tallies[language] = tally.summed(add_up)
-    if (n_batches := next(batch_numbers)) < n_parts:
-        raise UserError(
-            f"there are {n_batches} batches of rows for {n_parts} processes or shards: take fewer of them, "
-            f"more rows, or a profile.batch_size below {config.batch_size}"
-        )
+    own.require_enough()
     head = profile_head(model, tokenizer, layers, config, seed, dataset)
     return profile_of(head, tallies, endings)
 

@@ -17,11 +17,12 @@ from finetune.adapters.adapter import load_adapter
 from finetune.config import BaseConfig
 from finetune.exporting import export
 from finetune.exporting.adapter_parts import parts_of_tensors, read_adapter
+from finetune.exporting.checkpoint_files import read_places
 from finetune.exporting.checkpoint_names import skeleton
 from finetune.exporting.export import export_adapter
 from finetune.exporting.import_adapter import import_adapter
 from finetune.exporting.layouts import AdapterParts, largest_difference
-from finetune.exporting.merged_checkpoint import check_merged, planned_changes, read_places, write_merged
+from finetune.exporting.merged_checkpoint import check_merged, planned_changes, write_merged
 from finetune.model import load_model
 
 TENSORS = {"peft": "adapter_model.safetensors", "vllm": "adapter_model.safetensors"}

@@ -11,9 +11,10 @@ from tuned_bases import GLM_EXPERTS, logits, plain, save_trained, tuned_logits
 from data_recipes.artefact import UserError, read_artefact, write_json
 from finetune.config import BaseConfig
 from finetune.exporting.adapter_parts import read_adapter
+from finetune.exporting.checkpoint_files import read_places
 from finetune.exporting.export import export_adapter
 from finetune.exporting.layouts import AdapterParts
-from finetune.exporting.merged_checkpoint import planned_changes, read_places
+from finetune.exporting.merged_checkpoint import planned_changes
 from finetune.model import load_model
 
 

@@ -12,8 +12,9 @@ import torch
 
 from finetune.adapters.adapter_folder import require_base
 from finetune.config import BaseConfig
+from finetune.exporting.checkpoint_files import DTYPES, Place, checkpoint_folder, read_places
 from finetune.exporting.checkpoint_names import StoredAs, conversion_table, stored_as
-from finetune.exporting.merged_checkpoint import DTYPES, OPERATIONS, Place, checkpoint_folder, read_places
+from finetune.exporting.merged_checkpoint import MERGEABLE, OPERATIONS
 from finetune.model import fingerprint_of, load_model, model_fingerprint, sample_bytes, sampled_positions
 
 
@@ -86,7 +87,7 @@ def _sample(
 
 def _values(folder: Path, place: Place | None, positions: np.ndarray) -> torch.Tensor | None:
     """The values at `positions` of one tensor laid flat."""
-    if place is None or place.dtype not in DTYPES:
+    if place is None or place.dtype not in MERGEABLE:
         return None
     dtype = DTYPES[place.dtype]
     n_values = (place.end - place.start) // dtype.itemsize

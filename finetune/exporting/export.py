@@ -27,6 +27,7 @@ from finetune import cli
 from finetune.adapters.adapter import adapter_disabled, detach, load_adapter
 from finetune.config import BaseConfig
 from finetune.exporting.adapter_parts import parts_of_tensors, read_adapter
+from finetune.exporting.checkpoint_files import checkpoint_folder, read_places
 from finetune.exporting.checkpoint_fingerprint import require_base_files
 from finetune.exporting.checkpoint_names import conversion_table, model_type, skeleton, stored_as
 from finetune.exporting.layouts import (
@@ -41,10 +42,8 @@ from finetune.exporting.layouts import (
 )
 from finetune.exporting.merged_checkpoint import (
     check_merged,
-    checkpoint_folder,
     not_loaded,
     planned_changes,
-    read_places,
     write_merged,
 )
 from finetune.exporting.peft_folder import TENSORS_FILE, read_peft_config, write_peft_folder, write_stamp

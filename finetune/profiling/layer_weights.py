@@ -29,27 +29,12 @@ from transformers.quantizers.auto import get_hf_quantizer
 
 from data_recipes.artefact import UserError
 from finetune.config import BaseConfig
+from finetune.exporting.checkpoint_files import DTYPES, Place, checkpoint_folder, read_places
 from finetune.exporting.checkpoint_names import model_type
-from finetune.exporting.merged_checkpoint import Place, checkpoint_folder, read_places
 from finetune.model import sampled_bytes
 from finetune.moe import moe_layers
 
 CHUNK_BYTES = 1 << 25
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 class Stored(NamedTuple):

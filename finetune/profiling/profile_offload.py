@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data_recipes.artefact import UserError
 from finetune.config import BaseConfig, ProfileConfig, RunConfig
-from finetune.exporting.merged_checkpoint import read_places
+from finetune.exporting.checkpoint_files import read_places
 from finetune.model import load_tokenizer, resolve_model_path
 from finetune.processes import say, sum_over_processes
 from finetune.profiling.calibration import CalibrationBatch, Row, encoded_chunks

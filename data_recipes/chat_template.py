@@ -124,6 +124,13 @@ def read_template(tokenizer: Any, options: Mapping[str, Any] | None = None) -> C
     )
 
 
+def stop_token_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens a model stops at: those of its generation config and the tokenizer's end of text."""
+    of_model = getattr(generation_config, "eos_token_id", None)
+    named = [*(of_model if isinstance(of_model, list) else [of_model]), tokenizer.eos_token_id]
+    return frozenset(token for token in named if token is not None)
+
+
 def n_shared(one: Sequence[Any], other: Sequence[Any]) -> int:
     """How many items two texts or lists share from their start on."""
     low, high = 0, min(len(one), len(other))

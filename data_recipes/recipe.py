@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_recipes.artefact import UserError
 from data_recipes.languages import language
-from data_recipes.settings import load_settings
+from data_recipes.settings import load_settings, out_of_range
 from data_recipes.tasks import TASKS
 
 
@@ -49,7 +49,7 @@ class RecipeConfig:
         if not 0 <= self.general_share < 1:
             wrong.append("general_share: must be at least 0 and below 1")
         counts = ("train_rows_per_task", "validation_rows_per_task", "test_rows_per_task")
-        wrong += [f"{key}: must be at least 1" for key in counts if getattr(self, key) < 1]
+        wrong += out_of_range({key: getattr(self, key) for key in counts})
         return wrong
 
 

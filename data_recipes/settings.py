@@ -60,6 +60,12 @@ def settings_dict(obj: Any) -> Any:
     return obj.as_posix() if isinstance(obj, Path) else obj
 
 
+def out_of_range(values: dict[str, float | None], minimum: float = 1) -> list[str]:
+    """One problem for each named value below `minimum`; None (not set) passes."""
+    low = {name: value for name, value in values.items() if value is not None and value < minimum}
+    return [f"{name}: must be at least {minimum:g}" for name in low]
+
+
 class _Reader:
     """Collects the problems of one reading, and knows which keys came from the command line."""
 

@@ -64,13 +64,6 @@ def encode_rows(
     return examples
 
 
-def stop_token_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens a model stops at: those of its generation config and the tokenizer's end of text."""
-    of_model = getattr(generation_config, "eos_token_id", None)
-    named = [*(of_model if isinstance(of_model, list) else [of_model]), tokenizer.eos_token_id]
-    return frozenset(token for token in named if token is not None)
-
-
 def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
     """Pad examples on the right to the longest of them."""
     width = max(len(example.tokens) for example in examples)

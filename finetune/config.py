@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from data_recipes.settings import load_settings
+from data_recipes.settings import load_settings, out_of_range
 
 # Names that stand for a model shipped inside this package; any other name is a folder or a Hub id.
 SHIPPED_MODELS = {"tiny-glm": Path(__file__).parent / "tiny_glm"}
@@ -21,12 +21,6 @@ SHIPPED_MODELS = {"tiny-glm": Path(__file__).parent / "tiny_glm"}
 # no expert, for attention or shared experts alone.
 CountingMethod = Literal["token_share", "gate_mass", "top_k", "contrast", "budget"]
 SelectMethod = Literal[CountingMethod, "random", "all", "none"]
-
-
-def out_of_range(values: dict[str, float | None], minimum: float = 1) -> list[str]:
-    """One problem for each named value below `minimum`; None (not set) passes."""
-    low = {name: value for name, value in values.items() if value is not None and value < minimum}
-    return [f"{name}: must be at least {minimum:g}" for name in low]
 
 
 @dataclass(frozen=True, kw_only=True)

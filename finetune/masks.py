@@ -4,18 +4,16 @@ Reads `<output>/data` and the base's tokenizer, no weights; writes nothing. Run 
 `local-experts masks --config configs/runs/quickstart.yaml --rows 3`.
 """
 
-import argparse
 from collections.abc import Sequence
 
 from transformers import GenerationConfig
 
 from data_recipes.artefact import UserError
 from data_recipes.build import read_split
-from data_recipes.chat_template import read_template
+from data_recipes.chat_template import read_template, stop_token_ids
 from data_recipes.mask_audit import AuditOptions, AuditReport, audit
 from data_recipes.mask_view import show
-from finetune.batches import stop_token_ids
-from finetune.config import BaseConfig, RunConfig, load_run_config
+from finetune.config import BaseConfig, RunConfig, config_parser, load_run_config
 from finetune.model import load_tokenizer, resolve_model_path
 
 
@@ -28,14 +26,7 @@ def masks_stage(config: RunConfig, n_rows: int = 3) -> AuditReport:
     rows = [
         dict(row) for split in ("train", "validation") for row in read_split(f"{config.output}/data", split)
     ]
-    try:
-        tokenizer = load_tokenizer(config.base)
-    except (OSError, ValueError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"cannot load the tokenizer of {config.base.model!r}: {first_line}; give base.model a folder "
-            "with a tokenizer, a Hub id, or tiny-glm"
-        ) from error
+    tokenizer = load_tokenizer(config.base)
     stop_ids = stop_token_ids(_generation_config(config.base), tokenizer)
     template = read_template(tokenizer)
     for number in range(min(n_rows, len(rows))):
@@ -54,12 +45,8 @@ def masks_stage(config: RunConfig, n_rows: int = 3) -> AuditReport:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`local-experts masks --config FILE [--rows N] [key=value ...]`."""
-    parser = argparse.ArgumentParser(
-        prog="local-experts masks", description="show which tokens are trained", allow_abbrev=False
-    )
-    parser.add_argument("--config", required=True, metavar="FILE", help="as configs/runs/quickstart.yaml")
+    parser = config_parser("masks", "show which tokens are trained")
     parser.add_argument("--rows", type=int, default=3, metavar="N", help="rows to show (default: 3)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as base.thinking=false")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.rows < 0:
         raise UserError(f"--rows {arguments.rows}: give the number of rows to show, 0 for the audit alone")

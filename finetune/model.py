@@ -138,7 +138,9 @@ def load_tokenizer(base: BaseConfig) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(resolve_model_path(base.model), revision=base.revision)
     except Exception as error:  # OSError, ValueError: each library has its own
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot load the tokenizer of {base.model!r}: {first_line}") from error
+        raise UserError(
+            f"cannot load the tokenizer of {base.model!r}: {first_line}\n{_WHAT_A_MODEL_IS}"
+        ) from error
     if base.thinking is not None and tokenizer.chat_template:
         # The plus keeps a line end that the template may start with.
         setting = f"{{% set enable_thinking = {str(base.thinking).lower()} +%}}"

@@ -272,12 +272,22 @@ def test_a_layer_or_hidden_states_that_do_not_fit_into_memory_are_refused(
     assert "GB to read once, about" in capsys.readouterr().out
 
 
-def test_a_full_disk_is_named(tmp_path: Path) -> None:
-    hidden = HiddenStates(1, tmp_path / "not there")
-    with pytest.raises(UserError, match="cannot write the hidden states"):
-        hidden.put(0, torch.zeros(2))
-    with pytest.raises(UserError, match="no space left for the hidden states"):
-        hidden.raise_if_full(OSError(28, os.strerror(28)))
+def test_what_a_layer_returned_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
+    states_BTD, chosen_BTK = torch.randn(2, 3, 4), torch.tensor([[[1, 0]], [[2, 1]]], dtype=torch.int32)
+    output = (states_BTD, {"topk": chosen_BTK, "same": states_BTD, "turned": states_BTD.mT}, None, 7)
+    hidden = HiddenStates(1, tmp_path)
+    hidden.put(0, output)
+    states, more, nothing, seven = hidden.get(0, CPU)
+    assert torch.equal(states, states_BTD) and torch.equal(more["topk"], chosen_BTK)
+    assert torch.equal(more["same"], states_BTD) and torch.equal(more["turned"], states_BTD.mT)
+    assert more["topk"].dtype == torch.int32 and (nothing, seven) == (None, 7)
+    assert [file.name for file in tmp_path.iterdir()] == ["0.safetensors"]
+
+
+def test_hidden_states_that_cannot_be_written_are_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write .*0.safetensors"):
+        HiddenStates(1, tmp_path / "file").put(0, torch.zeros(2))
 
 
 def test_a_profile_that_stops_when_stable_is_refused(base: BaseConfig, tiny_tokenizer) -> None:

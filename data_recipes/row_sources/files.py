@@ -26,6 +26,7 @@ from data_recipes.row_sources.options import (
     licence_problems,
 )
 from data_recipes.row_sources.provenance import Provenance
+from data_recipes.settings import out_of_range
 from data_recipes.steps import Rejected, Row
 
 STEP = "source"
@@ -58,9 +59,7 @@ class FileOptions:
         for path in self.paths:
             if Path(path).suffix.lower() not in SUFFIXES:
                 wrong.append(f"paths: {path} is none of {', '.join(SUFFIXES)}; {_other_suffix(path)}")
-        if self.max_record_bytes < 1:
-            wrong.append("max_record_bytes: must be at least 1")
-        return wrong
+        return wrong + out_of_range({"max_record_bytes": self.max_record_bytes})
 
 
 @dataclass(frozen=True)

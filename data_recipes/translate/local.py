@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_recipes.artefact import UserError
+from data_recipes.chat_template import stop_token_ids
 from data_recipes.translate.options import LocalConfig
 from data_recipes.translate.teachers import Reply, Request
 
@@ -21,8 +22,7 @@ class LocalTeacher:
         if not tokenizer.chat_template:
             raise UserError(f"the tokenizer of {config.model} has no chat template: name a chat model")
         self._model, self._tokenizer, self._config = model, tokenizer, config
-        named = getattr(model.generation_config, "eos_token_id", None)
-        stops = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
+        stops = stop_token_ids(model.generation_config, tokenizer)
         if not stops:
             raise UserError(f"{config.model} names no stop token: set eos_token in tokenizer_config.json")
         self._stops = sorted(stops)

@@ -13,6 +13,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from data_recipes.artefact import UserError
+from data_recipes.settings import out_of_range
 from data_recipes.translate.masking import MASK_FORMS, Digits
 from data_recipes.translate.verify import Policy
 from data_recipes.written_forms import native_digits, written_form
@@ -40,10 +41,10 @@ class EndpointConfig:
 
     def problems(self) -> list[str]:
         """Values no endpoint can use, as "key: reason"."""
-        wrong = _below({n: getattr(self, n) for n in ("concurrency", "n_tries", "max_failures")}, 1)
+        wrong = out_of_range({n: getattr(self, n) for n in ("concurrency", "n_tries", "max_failures")}, 1)
         positive = ("timeout_s", "longest_wait_s", "max_tokens_ratio")
         wrong += [f"{name}: must be above 0" for name in positive if getattr(self, name) <= 0]
-        wrong += _below({n: getattr(self, n) for n in ("price_prompt", "price_reply")}, 0)
+        wrong += out_of_range({n: getattr(self, n) for n in ("price_prompt", "price_reply")}, 0)
         # Who has put the key itself here must not find it in a log: the name in brackets keeps the value out.
         if self.key_variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
             wrong.append(
@@ -54,8 +55,7 @@ class EndpointConfig:
             wrong.append("base_url (value not shown): holds a password; name a key_variable instead")
         elif parts and (parts.scheme not in ("http", "https") or not parts.netloc):
             wrong.append("base_url: must be an http or https address, as http://localhost:8000/v1")
-        if self.budget_tokens is not None and self.budget_tokens < 1:
-            wrong.append("budget_tokens: must be at least 1")
+        wrong += out_of_range({"budget_tokens": self.budget_tokens})
         if self.budget_money is not None and not (self.price_prompt or self.price_reply):
             wrong.append("budget_money: needs price_prompt and price_reply")
         return wrong
@@ -74,7 +74,7 @@ class LocalConfig:
 
     def problems(self) -> list[str]:
         """Values no model can use, as "key: reason"."""
-        return _below({"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens}, 1)
+        return out_of_range({"batch_size": self.batch_size, "max_new_tokens": self.max_new_tokens}, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +116,8 @@ class TranslateOptions:
         if self.source == self.target:
             wrong.append("target: is the source language")
         names = ("n_tries", "max_characters", "max_sent_characters", "window")
-        wrong += _below({name: getattr(self, name) for name in names}, 1)
-        wrong += _below({"retry_temperature": self.retry_temperature, "seed": self.seed}, 0)
+        wrong += out_of_range({name: getattr(self, name) for name in names}, 1)
+        wrong += out_of_range({"retry_temperature": self.retry_temperature, "seed": self.seed}, 0)
         bad = [
             form
             for form in self.mask_forms
@@ -152,7 +152,3 @@ class TranslateOptions:
             length_ratio=self.length_ratio,
             mask_forms=self.mask_forms,
         )
-
-
-def _below(values: dict[str, float], minimum: float) -> list[str]:
-    return [f"{name}: must be at least {minimum:g}" for name, value in values.items() if value < minimum]

@@ -26,9 +26,8 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from data_recipes.artefact import UserError, write_artefact
-from data_recipes.settings import load_settings, settings_dict
+from data_recipes.settings import load_settings, out_of_range, settings_dict
 from finetune.benching.bench_report import PAIR, summarise, table, write_plot
-from finetune.config import out_of_range
 
 PRESETS = Path(__file__).parents[2] / "configs" / "bench"
 TRL_MISSING = "TRL is not installed: pip install 'local-experts[trl]'"

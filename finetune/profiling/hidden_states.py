@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
-from data_recipes.artefact import UserError, is_disk_full
+from data_recipes.artefact import UserError, whole_file
 
 
 class HiddenStates:
@@ -20,7 +21,7 @@ class HiddenStates:
 
     def __init__(self, n_batches: int, folder: Path | None = None) -> None:
         self.folder = folder
-        self._in_memory: list[Any] = [None] * n_batches
+        self._outputs: list[Any] = [None] * n_batches  # with a folder, tensors without values in their places
         self.n_bytes = [0] * n_batches
 
     def put(self, batch: int, output: Any) -> None:
@@ -30,25 +31,28 @@ class HiddenStates:
             UserError: no space left, or the folder cannot be written.
         """
         output = map_tensors(lambda tensor: tensor.cpu(), output)
-        self.n_bytes[batch] = sum(tensor.nbytes for tensor in tensors_of(output))
+        tensors = tensors_of(output)
+        self.n_bytes[batch] = sum(tensor.nbytes for tensor in tensors)
         if self.folder is None:
-            self._in_memory[batch] = output
+            self._outputs[batch] = output
             return
-        path = self._path(batch)
-        partial = path.with_suffix(".partial")
-        try:
-            torch.save(output, partial)
-            partial.replace(path)
-        except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError of its own
-            self.raise_if_full(error)
-            raise UserError(f"cannot write the hidden states to {path}: {error}") from error
+        # Copies, because safetensors takes no two tensors that share memory.
+        copies = {
+            str(number): tensor.clone(memory_format=torch.contiguous_format)
+            for number, tensor in enumerate(tensors)
+        }
+        with whole_file(self._path(batch)) as partial:
+            save_file(copies, partial)
+        self._outputs[batch] = map_tensors(lambda tensor: tensor.to("meta"), output)
 
     def get(self, batch: int, device: torch.device) -> Any:
         """The output that was kept last for a batch."""
-        output = self._in_memory[batch]
-        if self.folder is not None:
-            output = torch.load(self._path(batch), weights_only=True, mmap=False)
-        return map_tensors(lambda tensor: tensor.to(device), output)
+        if self.folder is None:
+            return map_tensors(lambda tensor: tensor.to(device), self._outputs[batch])
+        kept = load_file(self._path(batch))
+        in_order = (kept[str(number)] for number in range(len(kept)))
+        # Copies: where a tensor lies in the file decides about the last bits of products with it.
+        return map_tensors(lambda _: next(in_order).clone().to(device), self._outputs[batch])
 
     def check_space(self, n_more_bytes: int) -> None:
         """Refuse before hours of work what the disk cannot hold.
@@ -65,21 +69,9 @@ class HiddenStates:
                 f"{free / 1e9:.3g} GB free: free some, lower profile.max_tokens, or set another output"
             )
 
-    def raise_if_full(self, error: BaseException) -> None:
-        """Name a full disk."""
-        if is_disk_full(error) or self._is_full():
-            raise UserError(
-                f"no space left for the hidden states in {self.folder}: free some disk, lower "
-                "profile.max_tokens, or set another output"
-            ) from error
-
-    def _is_full(self) -> bool:
-        assert self.folder is not None
-        return self.folder.is_dir() and shutil.disk_usage(self.folder).free < 1 << 20
-
     def _path(self, batch: int) -> Path:
         assert self.folder is not None
-        return self.folder / f"{batch}.pt"
+        return self.folder / f"{batch}.safetensors"
 
 
 @contextmanager

@@ -44,9 +44,7 @@ def decode(data: bytes, name: str = "the input", line_ends: Literal["keep", "lf"
             that was UTF-8 once and was read as Latin-1 or Windows-1252. What stays undetected: UTF-16 without
             a mark that has no space, sign or line end, and fonts that draw Indic letters over ASCII.
     """
-    for mark, encoding in _MARKS:
-        if data.startswith(mark):
-            raise UserError(f"{name} is {encoding}, by its byte order mark: convert it to UTF-8")
+    refuse_marks(data, name)
     body = data.removeprefix(codecs.BOM_UTF8)
     try:
         text = body.decode("utf-8")
@@ -64,6 +62,20 @@ def decode(data: bytes, name: str = "the input", line_ends: Literal["keep", "lf"
         )
     refuse_mojibake(text, name)
     return _LINE_END.sub("\n", text) if line_ends == "lf" else text
+
+
+def refuse_marks(start: bytes, name: str) -> None:
+    """Pass the first bytes of a file that begin with no mark of UTF-16 or UTF-32.
+
+    Raises:
+        UserError: they do; the encoding is named.
+    """
+    for mark, encoding in _MARKS:
+        if start.startswith(mark):
+            command = f"iconv -f {encoding.partition(' ')[0]} -t UTF-8"
+            raise UserError(
+                f"{name} is {encoding}, by its byte order mark: convert it to UTF-8, with `{command}`"
+            )
 
 
 def mojibake(text: str) -> tuple[str, str] | None:

@@ -19,6 +19,7 @@ from data_recipes.locale_tables import (
     babel_locale,
     canonical_tag,
     digit_systems_of,
+    language_code,
     override,
     overrides,
     scales,
@@ -47,7 +48,7 @@ FACTS: dict[str, Callable[[str], Any]] = {
     "rupees": lambda tag: locale_numbers.format_rupees(187_500, tag),
     "rupee_name": locale_words.rupee_name,
     "compact": lambda tag: locale_numbers.format_compact(187_500, tag),
-    "rupees_in_scales": lambda tag: rupees_in_scales(187_500, "en" if tag == "en-IN" else tag),
+    "rupees_in_scales": lambda tag: rupees_in_scales(187_500, language_code(tag)),
     "number_words": lambda tag: locale_words.format_in_words(187_500, tag),
     "date_full": lambda tag: locale_dates.format_date(_DAY, tag, "full"),
     "date_long": lambda tag: locale_dates.format_date(_DAY, tag, "long"),
@@ -134,8 +135,7 @@ def task_reach(tag: str) -> dict[str, str]:
         UserError: an unknown tag.
     """
     tag = canonical_tag(tag)
-    code = "en" if tag == "en-IN" else tag
-    asked = (files("data_recipes") / "phrasings" / f"{code}.yaml").is_file()
+    asked = (files("data_recipes") / "phrasings" / f"{language_code(tag)}.yaml").is_file()
     facts, answered = supported_facts(tag), "yes" if asked else "phrasings"
     return {task: answered if facts[fact] else "no" for task, fact in TASK_FACTS.items()}
 

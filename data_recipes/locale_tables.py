@@ -61,6 +61,17 @@ def canonical_tag(tag: str) -> str:
     raise UserError(f"no locale facts for the tag {tag!r}: {hint}known tags are {', '.join(TAGS)}")
 
 
+def language_code(tag: str) -> str:
+    """Return the code under which `languages` and `locale_facts` know a tag's language: "en" of "en-IN".
+
+    "hi-Latn" stays as it is: what they know is written in Devanagari.
+
+    Raises:
+        UserError: as `canonical_tag`.
+    """
+    return "en" if canonical_tag(tag) == "en-IN" else canonical_tag(tag)
+
+
 @cache
 def _tags() -> dict[str, str]:
     return {_form(tag).tag: tag for tag in TAGS}

@@ -16,17 +16,19 @@ from babel.units import format_unit as babel_format_unit
 from data_recipes import locale_facts
 from data_recipes.locale_dates import withheld
 from data_recipes.locale_numbers import format_number
-from data_recipes.locale_tables import babel_locale, canonical_tag, exact, in_own_script, override, put_right
+from data_recipes.locale_tables import (
+    babel_locale,
+    exact,
+    in_own_script,
+    language_code,
+    override,
+    put_right,
+)
 from data_recipes.text import normalise
 
 MAX_IN_WORDS = 99_99_99_999  # indic-numtowords reads digit by digit from 10^9 on, or fails
 _NO_SPACE = regex.compile(r"(?<=\d)(?=\p{L})")  # CLDR 47 and 48.2 have 5किलोमिटर in ne, beside 5 किलोग्राम
 _ASCII_NUMBER = regex.compile(r"\d+(?:\.\d+)?")
-
-
-def _code(tag: str) -> str:
-    """Return the code under which `locale_facts` knows a tag's language."""
-    return "en" if canonical_tag(tag) == "en-IN" else canonical_tag(tag)
 
 
 def format_in_words(number: int, tag: str) -> str | None:
@@ -37,7 +39,7 @@ def format_in_words(number: int, tag: str) -> str | None:
     entry = override("number_words", tag)
     if entry is None or not 0 <= number <= MAX_IN_WORDS:
         return None
-    words = locale_facts.number_words(number, _code(tag))
+    words = locale_facts.number_words(number, language_code(tag))
     if words is None:
         return None
     spellings = {normalise(k): normalise(v) for k, v in entry.get("spellings", {}).items()}
@@ -92,7 +94,7 @@ def rupee_name(tag: str) -> str | None:
 
 
 def _names(fact: str, named: Callable[[str], dict[str, str]], tag: str) -> dict[str, str]:
-    names = {} if withheld(fact, tag) else named(_code(tag))
+    names = {} if withheld(fact, tag) else named(language_code(tag))
     return {code: name for code, name in names.items() if in_own_script(name, tag)}
 
 

@@ -34,18 +34,16 @@ class TextPolicy:
     # Two encodings of one letter (Malayalam chillus, khanda ta, eyelash ra, vowel letters from parts): one.
     spellings: Literal["keep", "preferred"] = "keep"
     joiners: Literal["keep", "drop_idle"] = "keep"  # idle: they shape nothing where they stand
-    digits: Literal["keep", "ascii", "native"] = (
-        "keep"  # one for one; native: those of the row's written form
-    )
+    # One for one; native: those of the row's written form.
+    digits: Literal["keep", "ascii", "native"] = "keep"
     quotes: Literal["keep", "ascii"] = "keep"
     dashes: Literal["keep", "ascii"] = "keep"
     danda: Literal["keep", "danda"] = "keep"  # | and || as sentence ends become danda and double danda
     invisible: Literal["keep", "remove"] = "remove"
     bidi_controls: Literal["keep", "remove"] = "remove"
     line_ends: Literal["keep", "lf"] = "lf"
-    white_space: Literal["keep", "plain", "collapse"] = (
-        "keep"  # plain: each kind of space becomes the ASCII one
-    )
+    # plain: each kind of space becomes the ASCII one.
+    white_space: Literal["keep", "plain", "collapse"] = "keep"
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))

@@ -54,9 +54,8 @@ class ProfileConfig:
     stable_share: float = 0.5  # of a layer's choices in its top set; select.share, to stop for that choice
     check_tokens: int = 16384  # of a language between two looks whether it is stable
     shuffle_rows: int = 10000  # of a stream, held in memory to draw from; rows on disk are shuffled whole
-    shard: str | None = (
-        None  # "2/8": profile the second of eight parts; `local-experts profile-merge` adds up
-    )
+    # "2/8": profile the second of eight parts; `local-experts profile-merge` adds them up.
+    shard: str | None = None
     n_processes: int = 1  # expected processes; another count is an error
     # Read the base layer by layer, once for all rows; "auto": when its folder is larger than free memory.
     offload: Literal["auto", "true", "false"] = "auto"

@@ -57,9 +57,8 @@ def stage_environment(stage: str, config: RunConfig) -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """`STAGE N [arguments of the stage]`: exit code 0 when all N processes ended well, else 2."""
     stage, n_processes, *rest = sys.argv[1:] if argv is None else argv
-    logging.disable(
-        logging.CRITICAL
-    )  # torchrun's own report would bury the message of the process that failed
+    # torchrun's own report would bury the message of the process that failed.
+    logging.disable(logging.CRITICAL)
     # Unset, torchrun takes one thread a process and says so at length. train.n_threads has the last word.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(n_processes))))
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

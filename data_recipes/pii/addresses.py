@@ -17,9 +17,8 @@ _DOMAIN = regex.compile(
     r"(?:[\p{L}\p{M}\p{N}][\p{L}\p{M}\p{N}-]{0,62}\.){1,8}(?:[A-Za-z]{2,24}|[[\p{L}\p{M}]--\p{Latin}]{2,24})",
     flags=regex.V1,
 )
-_RESERVED = re.compile(
-    r"(?:.*\.)?(?:example(?:\.com|\.org|\.net)?|invalid|test|localhost)", re.IGNORECASE
-)  # RFC 2606
+# RFC 2606.
+_RESERVED = re.compile(r"(?:.*\.)?(?:example(?:\.com|\.org|\.net)?|invalid|test|localhost)", re.IGNORECASE)
 _UPI_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,63}$")
 _UPI_HANDLE = re.compile(r"[A-Za-z][A-Za-z0-9]{1,31}(?![A-Za-z0-9]|\.[A-Za-z])")
 

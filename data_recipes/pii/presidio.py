@@ -42,9 +42,8 @@ def _recogniser(entity: str) -> Any:
             f"pii: presidio has {entity!r} not to offer here; choose of {', '.join(sorted(RECOGNISERS))}"
         )
     try:
-        classes = import_module(
-            "presidio_analyzer.predefined_recognizers"
-        )  # seconds and 400 MB: only on demand
+        # Seconds and 400 MB: only on demand.
+        classes = import_module("presidio_analyzer.predefined_recognizers")
     except ImportError as error:
         raise UserError(
             f"pii: {entity} is found by Presidio, which is not installed: "

@@ -147,16 +147,14 @@ _MAKERS: dict[str, Callable[[str, Draw], str]] = {
 def _in_the_form_of(value: str, new: str) -> str:
     """Put the signs of `new` in place of the last letters and digits of `value`, which keeps all else."""
     signs = list(value)
-    places = [i for i, sign in enumerate(fold_digits(value)) if sign.isascii() and sign.isalnum()][
-        -len(new) :
-    ]
+    places = [i for i, sign in enumerate(fold_digits(value)) if sign.isascii() and sign.isalnum()]
+    places = places[-len(new) :]
     assert len(places) == len(new), "a surrogate has as many letters and digits as its value"
     for place, sign in zip(places, new, strict=True):
         old = signs[place]
         if sign.isdigit() and fold_digits(old).isdigit():
-            signs[place] = chr(
-                ord(old) - int(fold_digits(old)) + int(sign)
-            )  # a script's ten digits stand in a row
+            # A script's ten digits stand in a row.
+            signs[place] = chr(ord(old) - int(fold_digits(old)) + int(sign))
         else:
             signs[place] = sign.lower() if old.islower() else sign
     return "".join(signs)

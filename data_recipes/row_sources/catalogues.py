@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from data_recipes.artefact import UserError, sha256_file, sha256_json
+from data_recipes.decoding import decode
 from data_recipes.languages import language as known_language
 from data_recipes.licences import spdx
 from data_recipes.row_sources import strict_json
@@ -185,9 +186,7 @@ def _json_messages(data: bytes) -> dict[str, str]:
     WebExtension catalogues hold {"message": text, "description": ...} under each key.
     """
     try:
-        tree = strict_json.parse(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise BadCatalogue(f"byte 0x{error.object[error.start]:02x} at {error.start} is not UTF-8") from error
+        tree = strict_json.parse(decode(data, "it"))
     except strict_json.NotStrictJson as error:
         raise BadCatalogue(f"character {error.column}: {error.detail}") from error
     if not isinstance(tree, dict):
@@ -251,9 +250,8 @@ def _open_wheel(path: Path, options: CatalogueOptions) -> Catalogues:
 
     def data(name: str) -> bytes:
         try:
-            with archive.open(
-                name
-            ) as file:  # the size that the archive declares may be a lie: read, then look
+            # The size that the archive declares may be a lie: read, then look.
+            with archive.open(name) as file:
                 return _within_limit(file.read(MAX_CATALOGUE_BYTES + 1))
         except RuntimeError as error:  # a password, or a compression that zipfile does not know
             raise BadCatalogue(str(error)) from error

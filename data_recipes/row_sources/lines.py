@@ -15,15 +15,11 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from data_recipes.artefact import UserError
+from data_recipes.decoding import refuse_marks
 from data_recipes.row_sources.folders import require_regular_file
 
 _CHUNK = 1 << 18
-# UTF-32 first: its little-endian mark begins with that of UTF-16.
-_REFUSED = (
-    (codecs.BOM_UTF32_LE, "UTF-32 text", "iconv -f UTF-32 -t UTF-8"),
-    (codecs.BOM_UTF32_BE, "UTF-32 text", "iconv -f UTF-32 -t UTF-8"),
-    (codecs.BOM_UTF16_LE, "UTF-16 text (little-endian)", "iconv -f UTF-16 -t UTF-8"),
-    (codecs.BOM_UTF16_BE, "UTF-16 text (big-endian)", "iconv -f UTF-16 -t UTF-8"),
+_PACKED = (
     (b"\x1f\x8b", "a gzip file", "gunzip"),
     (b"\x28\xb5\x2f\xfd", "a zstd file", "unzstd"),
     (b"PK\x03\x04", "a zip file", "unzip"),
@@ -75,9 +71,10 @@ def skip_utf8_mark(file: BinaryIO, path: Path) -> int:
         UserError: the first bytes are those of another encoding or of a packed file.
     """
     start = file.read(4)
-    for mark, kind, command in _REFUSED:
+    refuse_marks(start, str(path))
+    for mark, kind, command in _PACKED:
         if start.startswith(mark):
-            raise UserError(f"{path} is {kind}, not UTF-8 text; make it UTF-8 text first, with `{command}`")
+            raise UserError(f"{path} is {kind}, not UTF-8 text; unpack it first, with `{command}`")
     if b"\0" in start:
         raise UserError(
             f"{path} has a zero byte at offset {start.index(0)}, as UTF-16 text without its mark has; "

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import regex
 
 from data_recipes.artefact import UserError, sha256_json
+from data_recipes.decoding import decode
 from data_recipes.languages import language
 from data_recipes.translate.options import TranslateOptions
 from data_recipes.written_forms import written_form
@@ -102,10 +103,10 @@ class Glossary:
 def read_glossary(path: Path) -> dict[str, str]:
     """Read terms from a JSON object, or from the first two columns of a .csv or .tsv file (no header).
 
-    Raises: UserError when it cannot be read, holds no term, or a term twice with two translations.
+    Raises: UserError when it cannot be read, is no UTF-8, holds no term, or one in two translations.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = decode(path.read_bytes(), f"the glossary {path}")
         if path.suffix in (".csv", ".tsv"):
             lines = csv.reader(
                 text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True

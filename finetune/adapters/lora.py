@@ -118,9 +118,8 @@ class RoutedRows(NamedTuple):
 
     expert_S: torch.Tensor
     ends_E: torch.Tensor
-    not_mine_S1: (
-        torch.Tensor | None
-    )  # rows of other processes under expert parallelism: grouped_mm leaves them unset
+    # Rows of other processes under expert parallelism: grouped_mm leaves them unset.
+    not_mine_S1: torch.Tensor | None
 
 
 class ChosenRows(NamedTuple):

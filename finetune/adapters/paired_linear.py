@@ -89,6 +89,8 @@ def paired_linear(
 
 
 class _PairedLinear(torch.autograd.Function):
+    """`paired_linear`, and its gradients: of the rows, of A and of B."""
+
     @staticmethod
     def forward(
         ctx: Any,

@@ -21,9 +21,9 @@ import yaml
 
 from data_recipes import locale_facts, sources
 from data_recipes.artefact import UserError
-from data_recipes.digits import fold_digits
 from data_recipes.languages import language
 from data_recipes.text import normalise
+from data_recipes.writing.digits import fold_digits
 
 Value = dict[str, Any]  # what a row is about, in plain JSON: {"date": "2026-03-14"}
 Split = Literal["train", "validation", "test"]

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from data_recipes.artefact import UserError
-from data_recipes.chat_template import stop_token_ids
+from data_recipes.chats.chat_template import stop_token_ids
 from finetune.batches import IGNORED_LABEL, collate, encode_rows
 from finetune.train import token_losses
 

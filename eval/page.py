@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from data_recipes.graphemes import graphemes
+from data_recipes.writing.graphemes import graphemes
 from eval.figures import COLOURS, forgetting_figure, gain_figure, inline_svg, language_name, loss_figure
 from eval.routing_figures import coverage_figure, difference_figure, routing_figure, similarity_figure
 from finetune.profiling.profile import Kinds, Profile

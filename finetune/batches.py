@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from data_recipes.artefact import UserError
-from data_recipes.chat_template import read_template
-from data_recipes.mask_audit import audited_mask, refuse
+from data_recipes.chats.chat_template import read_template
+from data_recipes.chats.mask_audit import audited_mask, refuse
 
 IGNORED_LABEL = -100  # torch's cross_entropy leaves it out
 
@@ -46,8 +46,8 @@ def encode_rows(
 
     Raises:
         UserError: no rows, no chat template, or rows that must not be trained on as they are, with all
-            reasons together (`data_recipes.mask_audit`): nothing to train, an untrained stop token, a prompt
-            that is trained, control tokens in a text, more than `max_length_tokens`.
+            reasons together (`data_recipes.chats.mask_audit`): nothing to train, an untrained stop token, a
+            prompt that is trained, control tokens in a text, more than `max_length_tokens`.
     """
     template = read_template(tokenizer)
     examples, problems = [], []

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from stdnum import luhn, verhoeff
 from stdnum.in_ import aadhaar, epic, gstin, pan
 
-from data_recipes.digits import write_digits
+from data_recipes.writing.digits import write_digits
 
 # A word of the script for each numbering system, to be written before a number and onto it.
 WORDS = {

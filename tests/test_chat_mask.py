@@ -18,8 +18,8 @@ from chat_templates import (
 )
 
 from data_recipes.artefact import UserError
-from data_recipes.chat_mask import Span, chat_mask, role_spans
-from data_recipes.chat_template import read_template
+from data_recipes.chats.chat_mask import Span, chat_mask, role_spans
+from data_recipes.chats.chat_template import read_template
 
 
 class TRAINED(str):

@@ -13,8 +13,8 @@ import pytest
 from chat_templates import assistant, call, tool, user
 from conftest import build_tiny_tokenizer
 
-from data_recipes.chat_mask import chat_mask
-from data_recipes.chat_template import read_template
+from data_recipes.chats.chat_mask import chat_mask
+from data_recipes.chats.chat_template import read_template
 
 SPEC = importlib.util.find_spec("trl")
 FOLDER = Path(next(iter((SPEC and SPEC.submodule_search_locations) or ["."]))) / "chat_templates"

@@ -4,8 +4,15 @@ import unicodedata
 
 import pytest
 
-from data_recipes.comparison import contents, grapheme_shingles, key, numbers, skeleton, skeleton_shingles
-from data_recipes.duplicates import DuplicateOptions
+from data_recipes.screening.comparison import (
+    contents,
+    grapheme_shingles,
+    key,
+    numbers,
+    skeleton,
+    skeleton_shingles,
+)
+from data_recipes.screening.duplicates import DuplicateOptions
 from tests.twin_rates import stranger_similarities, twin_similarities
 
 MINIMAL_PAIRS = [

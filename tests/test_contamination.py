@@ -3,9 +3,14 @@
 import pytest
 
 from data_recipes.artefact import UserError
-from data_recipes.contamination import ContaminationOptions, contaminated_ids, index_test_sets, keep_out
-from data_recipes.digits import write_digits
+from data_recipes.screening.contamination import (
+    ContaminationOptions,
+    contaminated_ids,
+    index_test_sets,
+    keep_out,
+)
 from data_recipes.steps import Rejected
+from data_recipes.writing.digits import write_digits
 from tests.twin_rates import PAIRS
 
 ENGLISH = "What is the capital of the Indian state of Kerala, and which language is spoken there?"

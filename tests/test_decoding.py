@@ -3,9 +3,9 @@
 import pytest
 
 from data_recipes.artefact import UserError
-from data_recipes.decoding import decode, mojibake, refuse_mojibake
 from data_recipes.languages import LANGUAGES
 from data_recipes.locale_facts import language_names, territories
+from data_recipes.writing.decoding import decode, mojibake, refuse_mojibake
 
 SAMPLES = [row.native_name for row in LANGUAGES.values() if not row.native_name.isascii()]
 SAMPLES += ["“quoted”", "it’s", "a – b", "café", "naïve", "₹500", "São Tomé"]

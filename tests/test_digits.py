@@ -7,7 +7,7 @@ import pytest
 import regex
 
 from data_recipes.artefact import UserError
-from data_recipes.digits import NUMBERING_SYSTEMS, digit_systems, fold_digits, write_digits
+from data_recipes.writing.digits import NUMBERING_SYSTEMS, digit_systems, fold_digits, write_digits
 
 ALL = "".join(map(chr, range(0x110000)))
 # CLDR 48, supplemental/numberingSystems.json.

@@ -7,10 +7,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from data_recipes import duplicates
 from data_recipes.artefact import UserError
-from data_recipes.comparison import contents, grapheme_shingles
-from data_recipes.duplicates import (
+from data_recipes.screening import duplicates
+from data_recipes.screening.comparison import contents, grapheme_shingles
+from data_recipes.screening.duplicates import (
     BYTES_PER_ROW,
     DuplicateOptions,
     drop_duplicates,

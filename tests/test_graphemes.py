@@ -5,10 +5,10 @@ import unicodedata
 
 import pytest
 
-from data_recipes.graphemes import graphemes, sentences, words
 from data_recipes.languages import LANGUAGES
 from data_recipes.locale_facts import territories
-from data_recipes.written_forms import forms, tool_label
+from data_recipes.writing.graphemes import graphemes, sentences, words
+from data_recipes.writing.written_forms import forms, tool_label
 
 ZWJ, ZWNJ = "\u200d", "\u200c"
 

@@ -3,7 +3,7 @@
 import pytest
 
 from data_recipes.artefact import UserError
-from data_recipes.licences import (
+from data_recipes.screening.licences import (
     LicenceOptions,
     check_licences,
     count_licences,

@@ -9,14 +9,14 @@ import pytest
 import yaml
 from babel.units import format_unit as babel_format_unit
 
-from data_recipes import locale_coverage
 from data_recipes.artefact import UserError
 from data_recipes.languages import SCHEDULED
-from data_recipes.locale_coverage import FACTS, TASK_FACTS, source_of, supported_facts, task_reach
-from data_recipes.locale_dates import format_date, format_time, month_names, weekday_names
-from data_recipes.locale_numbers import format_compact, format_number, format_rupees
-from data_recipes.locale_tables import TAGS, babel_locale, digit_systems_of, in_own_script, overrides, scales
-from data_recipes.locale_words import (
+from data_recipes.locales import coverage
+from data_recipes.locales.coverage import FACTS, TASK_FACTS, source_of, supported_facts, task_reach
+from data_recipes.locales.dates import format_date, format_time, month_names, weekday_names
+from data_recipes.locales.numbers import format_compact, format_number, format_rupees
+from data_recipes.locales.tables import TAGS, babel_locale, digit_systems_of, in_own_script, overrides, scales
+from data_recipes.locales.words import (
     format_duration,
     format_in_words,
     format_unit,
@@ -225,8 +225,8 @@ def test_tasks_reach_the_languages_whose_facts_are_checked():
 
 
 def test_the_coverage_page_is_what_the_code_says():
-    page = Path(locale_coverage.__file__).with_name("locale_coverage.md").read_text(encoding="utf-8")
-    assert page == locale_coverage.coverage_page(), "run python -m data_recipes.locale_coverage"
+    page = Path(coverage.__file__).with_name("coverage.md").read_text(encoding="utf-8")
+    assert page == coverage.coverage_page(), "run python -m data_recipes.locales.coverage"
 
 
 @pytest.mark.parametrize(

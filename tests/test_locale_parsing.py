@@ -7,11 +7,11 @@ from decimal import Decimal
 import pytest
 
 from data_recipes.artefact import UserError
-from data_recipes.locale_dates import DATE_STYLES, format_date, parse_date, same_date
 from data_recipes.locale_facts import rupees_in_scales
-from data_recipes.locale_numbers import format_compact, format_number, format_rupees, grouped
-from data_recipes.locale_parsing import parse_number, parse_rupees, same_number, same_rupees
-from data_recipes.locale_tables import TAGS, canonical_tag, digit_systems_of, scales
+from data_recipes.locales.dates import DATE_STYLES, format_date, parse_date, same_date
+from data_recipes.locales.numbers import format_compact, format_number, format_rupees, grouped
+from data_recipes.locales.parsing import parse_number, parse_rupees, same_number, same_rupees
+from data_recipes.locales.tables import TAGS, canonical_tag, digit_systems_of, scales
 
 EDGES = [
     0,

@@ -7,10 +7,10 @@ from collections import defaultdict
 import pytest
 from text_policies import BOLD, BOLDEST, CHARACTERS, IGNORABLE, POLICIES, under
 
-from data_recipes.digits import fold_digits
-from data_recipes.invisible import ZWJ, ZWNJ
-from data_recipes.normalisation import NUKTA_LETTERS, TextPolicy, apply_policy
-from data_recipes.spellings import PREFERRED
+from data_recipes.writing.digits import fold_digits
+from data_recipes.writing.invisible import ZWJ, ZWNJ
+from data_recipes.writing.normalisation import NUKTA_LETTERS, TextPolicy, apply_policy
+from data_recipes.writing.spellings import PREFERRED
 
 # Words that are one without their marks, joiners or nuktas, or with nasals and laterals folded.
 MINIMAL_PAIRS = [

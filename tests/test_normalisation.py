@@ -8,10 +8,10 @@ import pytest
 from text_policies import CHARACTERS, HINDI, IGNORABLE, POLICIES
 
 from data_recipes.artefact import UserError
-from data_recipes.invisible import ZWJ, ZWNJ
-from data_recipes.normalisation import TextPolicy, apply_outside, apply_policy
 from data_recipes.text import normalise
-from data_recipes.written_forms import written_form
+from data_recipes.writing.invisible import ZWJ, ZWNJ
+from data_recipes.writing.normalisation import TextPolicy, apply_outside, apply_policy
+from data_recipes.writing.written_forms import written_form
 
 IDLE = [
     f"क{ZWNJ}",

@@ -7,9 +7,9 @@ import random
 import pytest
 
 from data_recipes.artefact import UserError
-from data_recipes.digits import fold_digits, write_digits
 from data_recipes.pii.recognisers import KINDS, find_pii
 from data_recipes.pii.step import PiiOptions, count_pii, remove_pii
+from data_recipes.writing.digits import fold_digits, write_digits
 from tests import pii_samples
 
 

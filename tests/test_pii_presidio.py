@@ -5,9 +5,9 @@ import importlib.util
 import pytest
 
 from data_recipes.artefact import UserError
-from data_recipes.digits import write_digits
 from data_recipes.pii.recognisers import find_pii
 from data_recipes.pii.step import PiiOptions, remove_pii
+from data_recipes.writing.digits import write_digits
 
 CARD = "4111 1111 1111 1111"  # the card networks' test number
 installed = importlib.util.find_spec("presidio_analyzer") is not None

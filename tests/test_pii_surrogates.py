@@ -8,9 +8,9 @@ from stdnum import luhn, verhoeff
 from stdnum.in_ import aadhaar, epic, gstin, pan
 
 from data_recipes.artefact import UserError
-from data_recipes.digits import fold_digits, write_digits
 from data_recipes.pii.step import PiiOptions, remove_pii
 from data_recipes.pii.surrogates import read_or_make_key, surrogate
+from data_recipes.writing.digits import fold_digits, write_digits
 from tests import pii_samples
 
 KEY, OTHER_KEY = bytes(range(32)), bytes(32)

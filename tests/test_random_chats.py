@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from chat_templates import GLM_45_STYLE, assistant, call, styled_tokenizer, tool, user
 
-from data_recipes.chat_mask import chat_mask
-from data_recipes.chat_template import read_template
+from data_recipes.chats.chat_mask import chat_mask
+from data_recipes.chats.chat_template import read_template
 
 ODD_TEXTS = (
     *("A", "AA", "assistant", "5", "think", "observation", "B\nB", "\nB", "f", "A <b>B</b>"),

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from data_recipes.artefact import UserError
-from data_recipes.licences import may_commit, spdx
 from data_recipes.locale_facts import india_holidays
 from data_recipes.row_sources.packages import PackageOptions
 from data_recipes.row_sources.provenance import declared_licence, package_provenance
 from data_recipes.row_sources.source import SourceConfig, open_source
+from data_recipes.screening.licences import may_commit, spdx
 from data_recipes.settings import load_settings
 from data_recipes.steps import Rejected
 

@@ -6,9 +6,9 @@ import re
 import pytest
 
 from data_recipes.artefact import UserError
-from data_recipes.normalisation import TextPolicy
 from data_recipes.steps import Rejected
-from data_recipes.text_step import normalise_rows
+from data_recipes.writing.normalisation import TextPolicy
+from data_recipes.writing.text_step import normalise_rows
 
 
 def row(*contents, language="hi", script="Deva"):

@@ -10,7 +10,7 @@ from translation_rows import corruption, make_row
 from translation_teachers import Honest, Hostile, word_in
 
 from data_recipes.artefact import UserError
-from data_recipes.contamination import contaminated_ids, index_test_sets, keep_out
+from data_recipes.screening.contamination import contaminated_ids, index_test_sets, keep_out
 from data_recipes.settings import load_settings
 from data_recipes.steps import Rejected
 from data_recipes.translate.cache import ReplyCache

@@ -11,11 +11,11 @@ from indic_numtowords import num2words, numtowords
 from sacrebleu.metrics.bleu import BLEU
 
 from data_recipes.artefact import UserError
-from data_recipes.digits import NUMBERING_SYSTEMS
 from data_recipes.languages import LANGUAGES, SCHEDULED
-from data_recipes.scripts import direction, script_ranges
 from data_recipes.text import script_share
-from data_recipes.written_forms import (
+from data_recipes.writing.digits import NUMBERING_SYSTEMS
+from data_recipes.writing.scripts import direction, script_ranges
+from data_recipes.writing.written_forms import (
     TOOLS,
     UNSUPPORTED,
     coverage,

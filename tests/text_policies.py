@@ -3,8 +3,8 @@
 import itertools
 from typing import Any
 
-from data_recipes.normalisation import TextPolicy, apply_policy
-from data_recipes.written_forms import written_form
+from data_recipes.writing.normalisation import TextPolicy, apply_policy
+from data_recipes.writing.written_forms import written_form
 
 HINDI = written_form("hi")
 BOLD: dict[str, Any] = {

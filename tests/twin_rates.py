@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from data_recipes.comparison import skeleton_shingles
+from data_recipes.screening.comparison import skeleton_shingles
 
 PAIRS: dict[str, list[list[str]]] = yaml.safe_load(
     Path(__file__).with_name("twin_pairs.yaml").read_text(encoding="utf-8")

@@ -7,13 +7,13 @@ places found are places in the text. Check digits are python-stdnum's.
 import re
 from dataclasses import dataclass
 
-from data_recipes.digits import fold_digits
 from data_recipes.pii.addresses import find_addresses
 from data_recipes.pii.candidates import Candidate
 from data_recipes.pii.codes import find_codes
 from data_recipes.pii.context import TABLES, has_context, is_amount
 from data_recipes.pii.numbers import find_numbers
 from data_recipes.pii.presidio import find_by_presidio
+from data_recipes.writing.digits import fold_digits
 
 # In the order in which they win where two overlap: a GSTIN holds a PAN, a UPI id may be a phone number.
 KINDS = (

@@ -26,9 +26,9 @@ import regex
 from stdnum import luhn, verhoeff
 
 from data_recipes.artefact import UserError
-from data_recipes.digits import fold_digits
 from data_recipes.pii.codes import BASE_36
 from data_recipes.pii.recognisers import compact
+from data_recipes.writing.digits import fold_digits
 
 KEY_BYTES = 32
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -20,9 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from data_recipes.artefact import UserError, sha256_file, sha256_json
-from data_recipes.decoding import decode
 from data_recipes.languages import language as known_language
-from data_recipes.licences import spdx
 from data_recipes.row_sources import strict_json
 from data_recipes.row_sources.folders import allowed_path, files_under, is_inside, require_regular_file
 from data_recipes.row_sources.gettext_files import BadCatalogue, Entry, read_mo_entries, read_po_entries
@@ -33,7 +31,9 @@ from data_recipes.row_sources.options import (
     phrasing_problems,
 )
 from data_recipes.row_sources.provenance import Provenance, package_provenance
+from data_recipes.screening.licences import spdx
 from data_recipes.steps import Rejected, Row
+from data_recipes.writing.decoding import decode
 
 STEP = "source"
 SYSTEM_CATALOGUES = Path("/usr/share/locale")  # public on every machine, so no permission is asked

@@ -14,7 +14,6 @@ from typing import Any, BinaryIO
 
 from data_recipes.artefact import UserError
 from data_recipes.languages import LANGUAGES
-from data_recipes.licences import spdx
 from data_recipes.row_sources import strict_json
 from data_recipes.row_sources.folders import allowed_path
 from data_recipes.row_sources.instructions import Form, NoMessages, read_pair, read_record
@@ -26,6 +25,7 @@ from data_recipes.row_sources.options import (
     licence_problems,
 )
 from data_recipes.row_sources.provenance import Provenance
+from data_recipes.screening.licences import spdx
 from data_recipes.settings import out_of_range
 from data_recipes.steps import Rejected, Row
 

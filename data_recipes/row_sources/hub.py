@@ -16,7 +16,6 @@ from typing import Any
 import yaml
 
 from data_recipes.artefact import UserError, sha256_folder
-from data_recipes.licences import spdx
 from data_recipes.row_sources.files import Record, as_row
 from data_recipes.row_sources.folders import allowed_path, is_inside
 from data_recipes.row_sources.instructions import Form
@@ -27,6 +26,7 @@ from data_recipes.row_sources.options import (
     licence_problems,
 )
 from data_recipes.row_sources.provenance import Provenance
+from data_recipes.screening.licences import spdx
 from data_recipes.steps import Rejected, Row
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from data_recipes.artefact import UserError
-from data_recipes.decoding import refuse_marks
 from data_recipes.row_sources.folders import require_regular_file
+from data_recipes.writing.decoding import refuse_marks
 
 _CHUNK = 1 << 18
 _PACKED = (

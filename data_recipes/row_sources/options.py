@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from data_recipes.artefact import UserError
 from data_recipes.languages import language as known_language
-from data_recipes.licences import spdx
-from data_recipes.written_forms import written_form
+from data_recipes.screening.licences import spdx
+from data_recipes.writing.written_forms import written_form
 
 MAX_RECORD_BYTES = 8 << 20  # a row of 128k tokens in an Indic script is under 2 MB
 DEFAULT_PHRASING = "Translate into {language}: {x}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from data_recipes.artefact import UserError
 from data_recipes.languages import language as known_language
-from data_recipes.licences import may_commit, spdx
+from data_recipes.screening.licences import may_commit, spdx
 from data_recipes.steps import Row
 
 # Only the classifiers that name one licence: "BSD License" may be two, three or four clauses.

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_recipes.artefact import UserError
-from data_recipes.chat_template import stop_token_ids
+from data_recipes.chats.chat_template import stop_token_ids
 from data_recipes.translate.options import LocalConfig
 from data_recipes.translate.teachers import Reply, Request
 

@@ -15,9 +15,9 @@ from typing import Literal
 
 import regex
 
-from data_recipes.digits import fold_digits, write_digits
 from data_recipes.translate.document import Document
 from data_recipes.translate.patterns import NUMERIC, Span
+from data_recipes.writing.digits import fold_digits, write_digits
 
 Digits = Literal["keep", "native", "any"]
 # Each holds {n}. The first is the least likely to stand in a text; tags and brackets are what models were

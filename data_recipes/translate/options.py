@@ -16,7 +16,7 @@ from data_recipes.artefact import UserError
 from data_recipes.settings import out_of_range
 from data_recipes.translate.masking import MASK_FORMS, Digits
 from data_recipes.translate.verify import Policy
-from data_recipes.written_forms import native_digits, written_form
+from data_recipes.writing.written_forms import native_digits, written_form
 
 LEVELS = ("message", "paragraph", "sentence")
 

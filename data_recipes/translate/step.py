@@ -35,7 +35,7 @@ from data_recipes.translate.options import LEVELS, TranslateOptions
 from data_recipes.translate.patterns import Span
 from data_recipes.translate.teachers import Glossary, Reply, Request, Teacher, make_request, read_glossary
 from data_recipes.translate.verify import Policy, verify
-from data_recipes.written_forms import written_form
+from data_recipes.writing.written_forms import written_form
 
 NAME, VERSION = "translate", 1
 Counts = dict[str, float | int]

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import regex
 
 from data_recipes.artefact import UserError, sha256_json
-from data_recipes.decoding import decode
 from data_recipes.languages import language
 from data_recipes.translate.options import TranslateOptions
-from data_recipes.written_forms import written_form
+from data_recipes.writing.decoding import decode
+from data_recipes.writing.written_forms import written_form
 
 VERSION = 1  # of the prompts: a change here asks the teacher again
 

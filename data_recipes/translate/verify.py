@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import regex
 
-from data_recipes.digits import fold_digits, write_digits
 from data_recipes.text import script_share
 from data_recipes.translate.document import Block, Document
 from data_recipes.translate.masking import Digits, Mismatch, mark_pattern
 from data_recipes.translate.patterns import NUMERIC
+from data_recipes.writing.digits import fold_digits, write_digits
 
 _LETTERS = regex.compile(r"[\p{L}\p{M}]")
 _WORD = regex.compile(r"[\p{L}\p{M}]+")

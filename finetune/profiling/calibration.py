@@ -16,8 +16,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from data_recipes.artefact import UserError, sha256_json
-from data_recipes.chat_mask import chat_mask
-from data_recipes.chat_template import ChatTemplate, read_template
+from data_recipes.chats.chat_mask import chat_mask
+from data_recipes.chats.chat_template import ChatTemplate, read_template
 from finetune.config import ProfileConfig
 from finetune.profiling.replicates import row_weights
 

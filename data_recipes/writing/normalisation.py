@@ -14,11 +14,11 @@ from typing import Literal, get_args, get_type_hints
 import regex
 
 from data_recipes.artefact import UserError
-from data_recipes.digits import write_digits
-from data_recipes.graphemes import graphemes
-from data_recipes.invisible import drop_idle_joiners, remove_bidi_controls, remove_junk
-from data_recipes.spellings import prefer_spellings
-from data_recipes.written_forms import WrittenForm
+from data_recipes.writing.digits import write_digits
+from data_recipes.writing.graphemes import graphemes
+from data_recipes.writing.invisible import drop_idle_joiners, remove_bidi_controls, remove_junk
+from data_recipes.writing.spellings import prefer_spellings
+from data_recipes.writing.written_forms import WrittenForm
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Numbers in words, units, durations and names, for the tags and languages whose words a source vouches for.
 
 Reads CLDR through Babel, `indic-numtowords` and `holidays` by way of `locale_facts`, and the tables of
-`locale_tables`; writes nothing. What is not in the language's own script, or has no checked source, is `None`
+`tables.py`; writes nothing. What is not in the language's own script, or has no checked source, is `None`
 or left out.
 """
 
@@ -14,9 +14,9 @@ from babel.numbers import get_currency_name
 from babel.units import format_unit as babel_format_unit
 
 from data_recipes import locale_facts
-from data_recipes.locale_dates import withheld
-from data_recipes.locale_numbers import format_number
-from data_recipes.locale_tables import (
+from data_recipes.locales.dates import withheld
+from data_recipes.locales.numbers import format_number
+from data_recipes.locales.tables import (
     babel_locale,
     exact,
     in_own_script,
@@ -63,7 +63,7 @@ def format_unit(value: int | Decimal, unit: str, tag: str, digits: str | None = 
         unit: CLDR's name of the unit, a value of `locale_facts.UNITS` or "duration-hour".
 
     Raises:
-        UserError: as `locale_numbers.format_number`.
+        UserError: as `format_number`.
     """
     number, fact = exact(value), "duration" if unit.startswith("duration-") else "unit"
     if withheld(fact, tag):

@@ -1,6 +1,6 @@
 """What each tag's formatters and parsers stand on: Babel locale, digits, scale words, overrides.
 
-Reads Babel's data and `locale_overrides.yaml` beside this file, where each entry has its source; writes
+Reads Babel's data and `overrides.yaml` beside this file, where each entry has its source; writes
 nothing. The tags are the 22 scheduled languages as they are written in India, `en-IN` and `hi-Latn`.
 """
 
@@ -16,10 +16,10 @@ import yaml
 from babel import Locale
 
 from data_recipes.artefact import UserError
-from data_recipes.digits import NUMBERING_SYSTEMS
 from data_recipes.languages import SCHEDULED
 from data_recipes.text import normalise, script_share
-from data_recipes.written_forms import WrittenForm, tool_label, written_form
+from data_recipes.writing.digits import NUMBERING_SYSTEMS
+from data_recipes.writing.written_forms import WrittenForm, tool_label, written_form
 
 TAGS: tuple[str, ...] = ("en-IN", *SCHEDULED, "hi-Latn")
 SCALE_VALUES: dict[str, int] = {
@@ -84,7 +84,7 @@ def _form(tag: str) -> WrittenForm:
 @cache
 def overrides() -> dict[str, Any]:
     """Return the override table as it stands in its file."""
-    path = files("data_recipes") / "locale_overrides.yaml"
+    path = files("data_recipes.locales") / "overrides.yaml"
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 import regex
 
-from data_recipes import comparison
 from data_recipes.artefact import UserError
+from data_recipes.screening import comparison
 from data_recipes.steps import Rejected, Row, with_transform
 
 NAME, VERSION = "contamination", 1

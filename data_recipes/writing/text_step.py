@@ -9,10 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 from data_recipes.artefact import UserError
-from data_recipes.decoding import mojibake
-from data_recipes.normalisation import TextPolicy, apply_outside
 from data_recipes.steps import Rejected, Row, with_transform
-from data_recipes.written_forms import WrittenForm, written_form
+from data_recipes.writing.decoding import mojibake
+from data_recipes.writing.normalisation import TextPolicy, apply_outside
+from data_recipes.writing.written_forms import WrittenForm, written_form
 
 STEP = "text"
 VERSION = 1  # raise it when the same policy gives other text: it stands on every row

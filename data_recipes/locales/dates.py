@@ -1,6 +1,6 @@
 """Dates and times of day as a language writes them, in either digits, and dates read back from an answer.
 
-Reads CLDR through Babel and the tables of `locale_tables`; writes nothing. A form that CLDR does not hold in
+Reads CLDR through Babel and the tables of `tables.py`; writes nothing. A form that CLDR does not hold in
 the language's own script is `None`.
 """
 
@@ -13,8 +13,7 @@ from babel.dates import format_date as babel_format_date
 from babel.dates import format_time as babel_format_time
 from babel.dates import get_period_id, get_period_names
 
-from data_recipes.digits import NUMBERING_SYSTEMS, fold_digits, write_digits
-from data_recipes.locale_tables import (
+from data_recipes.locales.tables import (
     babel_locale,
     canonical_tag,
     digit_system,
@@ -24,6 +23,7 @@ from data_recipes.locale_tables import (
     put_right,
 )
 from data_recipes.text import normalise
+from data_recipes.writing.digits import NUMBERING_SYSTEMS, fold_digits, write_digits
 
 DateStyle = Literal["full", "long", "medium", "short"]
 Clock = Literal["24", "12", "words"]

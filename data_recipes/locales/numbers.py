@@ -1,16 +1,16 @@
 """Numbers and rupees as written in India: lakhs and crores by grouping and by word, in either digits.
 
-Reads the tables of `locale_tables`; writes nothing. The same tables serve `locale_parsing`, which reads such
+Reads the tables of `tables.py`; writes nothing. The same tables serve `parsing.py`, which reads such
 text back. A fact that no checked source holds is `None`, never another language's.
 """
 
 from decimal import ROUND_HALF_UP, Context, Decimal
 
 from data_recipes.artefact import UserError
-from data_recipes.digits import write_digits
-from data_recipes.locale_tables import Scale, babel_locale, digit_system, exact, override, scales
+from data_recipes.locales.tables import Scale, babel_locale, digit_system, exact, override, scales
+from data_recipes.writing.digits import write_digits
 
-# The signs of a number in Arabic digits; the minus sign is plain everywhere (see locale_overrides.yaml).
+# The signs of a number in Arabic digits; the minus sign is plain everywhere (see overrides.yaml).
 _ARABIC = ("arab", "arabext")
 # The default context would round what has more than 28 digits; 60 and 60 may come in, and a scale with them.
 _PRECISE = Context(prec=200, rounding=ROUND_HALF_UP)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from data_recipes.artefact import UserError
-from data_recipes.chat_mask import ChatMask, chat_mask
-from data_recipes.chat_template import ChatTemplate, message_texts, read_template
-from data_recipes.control_tokens import typed_control_tokens
-from data_recipes.graphemes import graphemes, words
+from data_recipes.chats.chat_mask import ChatMask, chat_mask
+from data_recipes.chats.chat_template import ChatTemplate, message_texts, read_template
+from data_recipes.chats.control_tokens import typed_control_tokens
+from data_recipes.writing.graphemes import graphemes, words
 
 # What is wrong -> how it is said of some rows, and the way out.
 KINDS = {
@@ -41,7 +41,8 @@ KINDS = {
     ),
     "control_in_text": (
         "hold control tokens inside a text",
-        "escape or strip them with data_recipes.control_tokens.without_control_tokens, or leave the rows out",
+        "escape or strip them with data_recipes.chats.control_tokens.without_control_tokens, or leave the "
+        "rows out",
     ),
     "too_long": (
         "are longer than max_length_tokens={limit} and rows are never cut: cut answers teach to stop early",

@@ -1,6 +1,6 @@
 """Numbers and rupees read back from an answer, so that one in either digits, or with lakh in words, counts.
 
-Reads the tables of `locale_tables`, the ones that `locale_numbers` writes by; writes nothing. What is not
+Reads the tables of `tables.py`, the ones that `numbers.py` writes by; writes nothing. What is not
 plainly one number is `None`: a checker must not guess in an answer's favour.
 """
 
@@ -11,8 +11,7 @@ from functools import cache
 import regex
 from babel.numbers import get_currency_name
 
-from data_recipes.digits import NUMBERING_SYSTEMS, fold_digits
-from data_recipes.locale_tables import (
+from data_recipes.locales.tables import (
     babel_locale,
     canonical_tag,
     digit_systems_of,
@@ -23,6 +22,7 @@ from data_recipes.locale_tables import (
     script_of,
 )
 from data_recipes.text import normalise
+from data_recipes.writing.digits import NUMBERING_SYSTEMS, fold_digits
 
 MAX_CHARACTERS = 200  # a longer text is no number, and is not looked at
 _PRECISE = Context(prec=2 * MAX_CHARACTERS)  # the default context would round what has more than 28 digits

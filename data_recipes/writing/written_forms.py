@@ -16,8 +16,8 @@ import regex
 import yaml
 
 from data_recipes.artefact import UserError
-from data_recipes.digits import NUMBERING_SYSTEMS
 from data_recipes.languages import LANGUAGES, language
+from data_recipes.writing.digits import NUMBERING_SYSTEMS
 
 UNSUPPORTED = "unsupported"
 TOOLS = (
@@ -53,7 +53,7 @@ class WrittenForm:
 
 @cache
 def _table() -> dict[str, Any]:
-    return yaml.safe_load((files("data_recipes") / "languages.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load((files("data_recipes.writing") / "languages.yaml").read_text(encoding="utf-8"))
 
 
 @cache

@@ -19,8 +19,8 @@ from typing import Literal
 import numpy as np
 from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  (a compiled module without stubs)
 
-from data_recipes import comparison
 from data_recipes.artefact import UserError
+from data_recipes.screening import comparison
 from data_recipes.steps import Rejected, Row, with_transform
 
 NAME, VERSION = "duplicates", 1

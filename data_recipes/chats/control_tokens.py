@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from data_recipes.artefact import UserError
-from data_recipes.chat_template import ChatTemplate, message_texts
+from data_recipes.chats.chat_template import ChatTemplate, message_texts
 from data_recipes.steps import Rejected, Row, with_transform
 
 Policy = Literal["refuse", "escape", "strip"]

@@ -11,10 +11,10 @@ from typing import Any
 from anyascii import anyascii
 from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  (a compiled module without stubs)
 
-from data_recipes.digits import fold_digits
-from data_recipes.graphemes import graphemes
 from data_recipes.steps import Row
 from data_recipes.text import normalise
+from data_recipes.writing.digits import fold_digits
+from data_recipes.writing.graphemes import graphemes
 
 # What `key` does, for manifests.
 KEY = "NFC, runs of white space as one space, digits of all scripts as ASCII ones"

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data_recipes.chat_mask import ChatMask, Span, chat_mask, role_spans
-from data_recipes.chat_template import ChatTemplate
+from data_recipes.chats.chat_mask import ChatMask, Span, chat_mask, role_spans
+from data_recipes.chats.chat_template import ChatTemplate
 
 TRAINED, LINE_END = ">", "\u21b5"  # a newline is shown as an arrow, and broken
 

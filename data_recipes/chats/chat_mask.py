@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from data_recipes.artefact import UserError
-from data_recipes.chat_template import PLACEHOLDER, ChatTemplate, Messages, message_texts, n_shared
+from data_recipes.chats.chat_template import PLACEHOLDER, ChatTemplate, Messages, message_texts, n_shared
 
 FindingKind = Literal["nothing_trained", "untrained_stop", "prompt_trained", "other_opening"]
 

@@ -1,7 +1,7 @@
 """Which facts each tag has, where they come from, and which locale tasks they could serve.
 
 Asks the formatters themselves, so that the table cannot promise what they do not give. Writes
-`locale_coverage.md` beside this file when asked: `python -m data_recipes.locale_coverage`.
+`coverage.md` beside this file when asked: `python -m data_recipes.locales.coverage`.
 """
 
 import datetime
@@ -12,9 +12,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from data_recipes import locale_dates, locale_numbers, locale_words
 from data_recipes.locale_facts import UNITS, rupees_in_scales
-from data_recipes.locale_tables import (
+from data_recipes.locales import dates, numbers, words
+from data_recipes.locales.tables import (
     TAGS,
     babel_locale,
     canonical_tag,
@@ -32,38 +32,38 @@ _MANY_NAMES = 150  # fewer names than this are a handful, not the countries or l
 
 
 def _all_units(tag: str) -> list[str] | None:
-    written = [locale_words.format_unit(5, unit, tag) for unit in UNITS.values()]
+    written = [words.format_unit(5, unit, tag) for unit in UNITS.values()]
     return None if None in written else [str(text) for text in written]
 
 
 def _all_hours(tag: str) -> list[str] | None:
-    written = [locale_dates.format_time(hour, 30, tag, "words") for hour in range(24)]
+    written = [dates.format_time(hour, 30, tag, "words") for hour in range(24)]
     return None if None in written else [str(text) for text in written]
 
 
 # A fact and what the formatters give for it: nothing (None or empty) is unsupported.
 FACTS: dict[str, Callable[[str], Any]] = {
-    "number": lambda tag: locale_numbers.format_number(Decimal("187500.5"), tag),
+    "number": lambda tag: numbers.format_number(Decimal("187500.5"), tag),
     "native_digits": lambda tag: [name for name in digit_systems_of(tag) if name != "latn"],
-    "rupees": lambda tag: locale_numbers.format_rupees(187_500, tag),
-    "rupee_name": locale_words.rupee_name,
-    "compact": lambda tag: locale_numbers.format_compact(187_500, tag),
+    "rupees": lambda tag: numbers.format_rupees(187_500, tag),
+    "rupee_name": words.rupee_name,
+    "compact": lambda tag: numbers.format_compact(187_500, tag),
     "rupees_in_scales": lambda tag: rupees_in_scales(187_500, language_code(tag)),
-    "number_words": lambda tag: locale_words.format_in_words(187_500, tag),
-    "date_full": lambda tag: locale_dates.format_date(_DAY, tag, "full"),
-    "date_long": lambda tag: locale_dates.format_date(_DAY, tag, "long"),
-    "date_medium": lambda tag: locale_dates.format_date(_DAY, tag, "medium"),
-    "date_short": lambda tag: locale_dates.format_date(_DAY, tag, "short"),
-    "month_names": locale_dates.month_names,
-    "weekday_names": locale_dates.weekday_names,
-    "time_24": lambda tag: locale_dates.format_time(17, 45, tag, "24"),
-    "time_12": lambda tag: locale_dates.format_time(17, 45, tag, "12"),
+    "number_words": lambda tag: words.format_in_words(187_500, tag),
+    "date_full": lambda tag: dates.format_date(_DAY, tag, "full"),
+    "date_long": lambda tag: dates.format_date(_DAY, tag, "long"),
+    "date_medium": lambda tag: dates.format_date(_DAY, tag, "medium"),
+    "date_short": lambda tag: dates.format_date(_DAY, tag, "short"),
+    "month_names": dates.month_names,
+    "weekday_names": dates.weekday_names,
+    "time_24": lambda tag: dates.format_time(17, 45, tag, "24"),
+    "time_12": lambda tag: dates.format_time(17, 45, tag, "12"),
     "time_words": _all_hours,
-    "duration": lambda tag: locale_words.format_duration(3, 20, tag),
+    "duration": lambda tag: words.format_duration(3, 20, tag),
     "unit": _all_units,
-    "territory_names": lambda tag: len(locale_words.territory_names(tag)) >= _MANY_NAMES,
-    "language_names": lambda tag: len(locale_words.language_names(tag)) >= _MANY_NAMES,
-    "holiday_names": lambda tag: locale_words.holiday_names(_DAY.year, tag),
+    "territory_names": lambda tag: len(words.territory_names(tag)) >= _MANY_NAMES,
+    "language_names": lambda tag: len(words.language_names(tag)) >= _MANY_NAMES,
+    "holiday_names": lambda tag: words.holiday_names(_DAY.year, tag),
 }
 # What a task asks a language for; `ui` asks for Django's catalogue and for no fact of a locale.
 TASK_FACTS: dict[str, str] = {
@@ -155,8 +155,8 @@ def coverage_page() -> str:
     lines = [
         "# Locale facts by language",
         "",
-        "Written by `python -m data_recipes.locale_coverage`; a test holds it to the code. CLDR: as Babel",
-        "has it. override: from `locale_overrides.yaml`, with its source there, or written by hand in",
+        "Written by `python -m data_recipes.locales.coverage`; a test holds it to the code. CLDR: as Babel",
+        "has it. override: from `overrides.yaml`, with its source there, or written by hand in",
         "`locale_facts.py`. unsupported: no checked source, so nothing is written, least of all in another",
         "language.",
         "No row has been reviewed by a speaker of its language yet.",
@@ -182,4 +182,4 @@ def coverage_page() -> str:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("locale_coverage.md").write_text(coverage_page(), encoding="utf-8")
+    Path(__file__).with_name("coverage.md").write_text(coverage_page(), encoding="utf-8")

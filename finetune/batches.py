@@ -1,13 +1,11 @@
-"""Dataset rows to token batches: chat template, labels on the assistant's tokens, an order fixed by the seed.
+"""Dataset rows to token batches: chat template, labels on the assistant's tokens, padding.
 
-Reads rows with `id` and `messages`; writes nothing. Every process computes the same order and takes its own
-part of it, so any number of processes sees the same rows in the same step.
+Reads rows with `id` and `messages`; writes nothing. Which rows make a step is decided in `finetune.batching`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from data_recipes.artefact import UserError
@@ -23,15 +21,30 @@ class Example(NamedTuple):
     row_id: str
     tokens: list[int]
     labels: list[int]
+    group: str = ""  # what the row is counted under, as "target"; "" where nobody counts
 
 
 class Batch(NamedTuple):
-    """Examples padded on the right to the longest, each tensor [rows, tokens]."""
+    """Examples padded on the right to the longest, each tensor [rows, tokens].
+
+    A row of the tensors may hold several examples one after another, a pack. `position_ids` then begin anew
+    with each, there is no attention mask, and the first token of each has no label.
+    """
 
     row_ids: list[str]
     tokens: torch.Tensor
-    attention_mask: torch.Tensor
+    attention_mask: torch.Tensor | None
     labels: torch.Tensor
+    position_ids: torch.Tensor | None = None
+
+    def inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """What the model is called with."""
+        named = {
+            "input_ids": self.tokens,
+            "attention_mask": self.attention_mask,
+            "position_ids": self.position_ids,
+        }
+        return {name: tensor.to(device) for name, tensor in named.items() if tensor is not None}
 
 
 def encode_rows(
@@ -49,19 +62,33 @@ def encode_rows(
             reasons together (`data_recipes.chats.mask_audit`): nothing to train, an untrained stop token, a
             prompt that is trained, control tokens in a text, more than `max_length_tokens`.
     """
+    return [example for _, example in audited_examples(tokenizer, rows, max_length_tokens, stop_ids)]
+
+
+def audited_examples(
+    tokenizer: Any,
+    rows: Iterable[Mapping[str, Any]],
+    max_length_tokens: int,
+    stop_ids: frozenset[int] = frozenset(),
+) -> Iterator[tuple[Mapping[str, Any], Example]]:
+    """Yield each row and its example; what is wrong with any of them is raised after the last, as one error.
+
+    Raises:
+        UserError: as `encode_rows`.
+    """
     template = read_template(tokenizer)
-    examples, problems = [], []
+    n_rows, problems = 0, []
     for row in rows:
         mask, found = audited_mask(template, row, max_length_tokens, stop_ids)
         problems += found
         labels = [
             token if own else IGNORED_LABEL for token, own in zip(mask.ids, mask.is_trained, strict=True)
         ]
-        examples.append(Example(str(row["id"]), mask.ids, labels))
-    if not examples:
+        n_rows += 1
+        yield row, Example(str(row["id"]), mask.ids, labels)
+    if not n_rows:
         raise UserError("there are no rows to train on: the dataset split is empty")
-    refuse(problems, len(examples), max_length_tokens)
-    return examples
+    refuse(problems, n_rows, max_length_tokens)
 
 
 def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
@@ -82,20 +109,6 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
 def n_trained_tokens(examples: Iterable[Example]) -> int:
     """How many predictions the loss counts; the first token of a row has nothing to be predicted from."""
     return sum(label != IGNORED_LABEL for example in examples for label in example.labels[1:])
-
-
-def step_rows(n_rows: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Row numbers of the global batch of `step` (from 0): shuffled epochs end to end, cut to size."""
-    start = step * batch_size
-    first_epoch, last_epoch = start // n_rows, (start + batch_size - 1) // n_rows
-    order = [epoch_order(n_rows, seed, epoch) for epoch in range(first_epoch, last_epoch + 1)]
-    offset = start - first_epoch * n_rows
-    return np.concatenate(order)[offset : offset + batch_size].tolist()
-
-
-def epoch_order(n_rows: int, seed: int, epoch: int) -> np.ndarray:
-    """A shuffle of the row numbers that depends on nothing but its arguments."""
-    return np.random.default_rng([seed, epoch]).permutation(n_rows)
 
 
 def contiguous_part(items: Sequence[Any], part: int, n_parts: int) -> Sequence[Any]:

@@ -143,6 +143,18 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """Rows of a second dataset among those of the run, against forgetting."""
+
+    data: str  # folder of a built dataset; its training rows are taken
+    share: float  # of all rows that are trained on, between 0 and 1
+
+    def problems(self) -> list[str]:
+        """Values no run can use, as "key: reason"."""
+        return [] if 0 < self.share < 1 else ["share: must be above 0 and below 1"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The training loop."""
 
@@ -156,6 +168,13 @@ class TrainConfig:
     clip_norm: float = 1.0  # largest L2 norm of the gradient
     weight_decay: float = 0.0
     max_length_tokens: int = 256  # a longer row is an error, it is never cut
+    # Several rows of a step one after another, in packs of at most so many tokens; None: each is padded.
+    pack_length_tokens: int | None = None
+    group_by_length: bool = False  # rows of like length make a step: less padding
+    # Weights of the values of mixture_by, as {target: 0.7, general: 0.3}; None: every row once an epoch.
+    mixture: dict[str, float] | None = None
+    mixture_by: Literal["group", "language", "task", "source"] = "group"  # column; results count by it too
+    replay: ReplayConfig | None = None
     eval_every: int = 100  # steps between two validation losses
     eval_rows: int = 128  # validation rows of each of them
     tracker: str | None = None  # one that Accelerate knows, as "tensorboard", beside metrics.jsonl
@@ -176,6 +195,19 @@ class TrainConfig:
         parts = self.n_processes * self.accumulate
         if parts >= 1 and self.batch_size % parts:
             wrong.append(f"batch_size: must be a multiple of n_processes x accumulate ({parts})")
+        return wrong + self._batching_problems()
+
+    def _batching_problems(self) -> list[str]:
+        wrong = []
+        if self.pack_length_tokens is not None and self.pack_length_tokens < self.max_length_tokens:
+            wrong.append(f"pack_length_tokens: must be at least max_length_tokens ({self.max_length_tokens})")
+        if self.mixture is not None and not (self.mixture and min(self.mixture.values()) > 0):
+            wrong.append("mixture: needs at least one value, and weights above 0")
+        if self.group_by_length and (self.mixture is not None or self.replay is not None):
+            wrong.append(
+                "group_by_length: rows of a mixture or replay are drawn by their shares, not by length: set "
+                "pack_length_tokens to save padding"
+            )
         return wrong
 
 

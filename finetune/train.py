@@ -1,7 +1,7 @@
 """Train an adapter on chosen experts: the loop is `train_rows`, one process or several give the same numbers.
 
 Reads data/, plan.json and the base; writes adapter/ (adapter.safetensors, adapter_config.json, plan.json,
-metrics.jsonl, train.json).
+metrics.jsonl, train.json), and tokens/ for the next run of these rows.
 
     local-experts train --config configs/runs/quickstart.yaml
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m finetune.train --config FILE
@@ -20,12 +20,12 @@ from accelerate import Accelerator
 
 from data_recipes.artefact import UserError, read_artefact, sha256_json, whole_folder, write_artefact
 from data_recipes.build import read_split
-from data_recipes.chats.chat_template import stop_token_ids
 from data_recipes.settings import settings_dict
 from finetune import cli
 from finetune.adapters.adapter import adapter_parameters, attach
 from finetune.adapters.adapter_folder import write_adapter_files
 from finetune.adapters.merge import refuse_merged
+from finetune.batching.packing import n_positions, parts_of_step, refuse_unpackable
 from finetune.config import RunConfig, TrainConfig, config_from_arguments
 from finetune.layouts.layout import Layout, data_parallel
 from finetune.model import load_model, model_fingerprint, tokenizer_fingerprint
@@ -36,22 +36,23 @@ from finetune.training.bad_numbers import refuse_nan
 from finetune.training.losses import evaluation_loss, step_gradients
 from finetune.training.monitor import Monitor, TrainResult
 from finetune.training.optimizer import adapter_optimizer, set_learning_rate
-from finetune.training.training_rows import TrainingRows, validation_examples
+from finetune.training.training_rows import TrainingRows, training_rows, validation_examples
 
 
 def train_rows(
     model: Any,
     tokenizer: Any,
-    rows: Iterable[Mapping[str, Any]],
+    rows: Iterable[Mapping[str, Any]] | TrainingRows,
     config: TrainConfig,
     seed: int = 0,
-    validation_rows: Sequence[Mapping[str, Any]] = (),
+    validation_rows: Iterable[Mapping[str, Any]] = (),
     metrics_path: Path | None = None,
     accelerator: Accelerator | None = None,
     layout: Layout | None = None,
 ) -> TrainResult:
     """Train the adapter that is attached to `model`, in place, on the assistant's tokens of `rows`.
 
+    Rows that `training_rows` has encoded already are taken as they are.
     `metrics_path` gets one JSON line a step and one each evaluation, from the first process; trackers of
     `accelerator` get the same numbers. Without a `layout` each process has the whole model.
 
@@ -61,24 +62,26 @@ def train_rows(
     """
     refuse_merged(model)
     layout = layout or data_parallel(accelerator or start_accelerator(config.n_processes))
-    stop_ids = stop_token_ids(getattr(model, "generation_config", None), tokenizer)
-    data = TrainingRows(tokenizer, rows, config, seed, stop_ids)
+    data = rows if isinstance(rows, TrainingRows) else training_rows(model, tokenizer, rows, config, seed)
     validation = validation_examples(tokenizer, validation_rows, config)
     model.to(layout.device).train()
     parameters = list(adapter_parameters(model).values())
     if not parameters:
         raise UserError("the model has no adapter to train: call attach(model, plan, config, seed) first")
     layout.broadcast(parameters)
+    if config.pack_length_tokens is not None:
+        refuse_unpackable(model, data.of_step(0), config.pack_length_tokens)
     optimizer = adapter_optimizer(model, config)
     monitor = Monitor(layout.accelerator, metrics_path, config.steps)
     pad_token_id = tokenizer.pad_token_id
 
     for step in range(config.steps):
         examples = data.of_step(step)
-        monitor.step_begins(examples)
+        parts = parts_of_step(examples, layout.n_data * config.accumulate, config.pack_length_tokens)
+        monitor.step_begins(examples, n_positions(parts))
         learning_rate = set_learning_rate(optimizer, step, config)
 
-        own_loss = step_gradients(model, examples, step, config, layout, seed, pad_token_id, step == 0)
+        own_loss = step_gradients(model, parts, step, config, layout, seed, pad_token_id, step == 0)
         layout.sum_gradients(parameters)
         loss = layout.sum_over_rows(own_loss)
         gradient_norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm))
@@ -121,23 +124,25 @@ def train_stage(config: RunConfig) -> Path:
         accelerator.init_trackers(config.name, {"train": json.dumps(settings_dict(config.train))})
 
     folder = output / "adapter"
+    content_hash, tokens = manifest["content_hash"], output / "tokens"
+    rows = training_rows(model, tokenizer, train, config.train, config.seed, content_hash, tokens)
     # Only the first process writes. Metrics grow inside the unfinished folder, which an error removes.
     with whole_folder(folder, "expert_adapter") if accelerator.is_main_process else nullcontext() as partial:
         metrics_path = partial / "metrics.jsonl" if partial else None
         result = train_rows(
             model,
             tokenizer,
-            train.to_list(),
+            rows,
             config.train,
             config.seed,
-            validation.to_list(),
+            validation,
             metrics_path,
             accelerator,
         )
         assert result.n_trainable == n_trainable
         if partial:
             write_adapter_files(model, plan, config.lora, partial)
-            inputs = {"data": manifest["content_hash"], "plan": sha256_json(plan["experts"])}
+            inputs = {"data": content_hash, "plan": sha256_json(plan["experts"])}
             write_artefact(partial / "train.json", "train_result", inputs, asdict(result))
     accelerator.end_training()
     return folder

@@ -1,4 +1,4 @@
-"""Rows become batches that train the answer and its stop token, in an order that only the seed decides."""
+"""Rows become batches that train the answer and its stop token."""
 
 from typing import Any
 
@@ -12,7 +12,6 @@ from finetune.batches import (
     contiguous_part,
     encode_rows,
     n_trained_tokens,
-    step_rows,
 )
 
 
@@ -67,21 +66,6 @@ def test_rows_that_cannot_be_trained_are_named(tiny_tokenizer: Any) -> None:
         encode_rows(tiny_tokenizer, [question_only], 100)
     with pytest.raises(UserError, match=r"1 of 2 rows are longer than max_length_tokens=20.*long7"):
         encode_rows(tiny_tokenizer, [row("a", "q", "x"), row("long7", "q", "x" * 30)], 20)
-
-
-def test_every_epoch_sees_every_row_once_in_another_order() -> None:
-    steps = [step_rows(10, 4, step, seed=0) for step in range(5)]
-    flat = [number for step in steps for number in step]
-    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
-    assert flat[:10] != flat[10:]
-    assert steps == [step_rows(10, 4, step, seed=0) for step in range(5)]
-    assert steps != [step_rows(10, 4, step, seed=1) for step in range(5)]
-
-
-def test_a_batch_larger_than_the_dataset_repeats_rows_only_after_all_were_used() -> None:
-    numbers = step_rows(3, 8, 0, seed=0)
-    assert len(numbers) == 8
-    assert sorted(numbers[:3]) == sorted(numbers[3:6]) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("n_parts", [1, 2, 3, 7])

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -13,7 +14,8 @@ from torch.nn import functional as F
 
 from data_recipes.artefact import UserError, read_artefact, write_artefact
 from finetune.adapters.adapter import adapter_parameters, adapter_state, attach, load_adapter
-from finetune.batches import collate, encode_rows, step_rows
+from finetune.batches import collate, encode_rows
+from finetune.batching.order import RowStream
 from finetune.config import BaseConfig, DataConfig, LoraConfig, RunConfig, TrainConfig
 from finetune.model import load_model, model_fingerprint
 from finetune.processes import check_process_count, start_accelerator
@@ -28,7 +30,7 @@ TRAIN = TrainConfig(
 )
 
 
-STEP_KEYS = {"step", "loss", "lr", "grad_norm", "tokens_per_s", "step_time_s"}
+STEP_KEYS = {"step", "loss", "lr", "grad_norm", "tokens_per_s", "step_time_s", "padding_share"}
 
 
 def chat_rows(n_rows: int) -> list[dict[str, Any]]:
@@ -139,7 +141,10 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another_order(
 def test_the_row_order_is_the_hash_of_the_ids_of_each_step(chat_model: Any, tiny_tokenizer: Any) -> None:
     rows = chat_rows(24)
     result = train_rows(chat_model, tiny_tokenizer, rows, train_config(steps=4), 3)
-    steps = [[rows[number]["id"] for number in step_rows(24, 8, step, 3)] for step in range(4)]
+    stream = RowStream(np.arange(24), [3])
+    steps = [
+        [rows[number]["id"] for number in stream.between(8 * step, 8 * step + 8)] for step in range(4)
+    ]
     assert len({row for step in steps[:3] for row in step}) == 24, "the fourth step begins another epoch"
     told = "".join(json.dumps(step) for step in steps)
     assert result.row_order_sha256 == hashlib.sha256(told.encode()).hexdigest()
@@ -221,7 +226,7 @@ def test_the_stage_takes_the_place_of_no_other_stage(
     assert (tmp_path / "run" / "data" / "manifest.json").exists()
 
 
-def test_a_failed_stage_leaves_nothing_behind(
+def test_a_failed_stage_leaves_nothing_of_an_adapter_behind(
     tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     model = tiny_model_factory(vocab_size=262)
@@ -230,7 +235,7 @@ def test_a_failed_stage_leaves_nothing_behind(
     config = write_run_inputs(tmp_path, model, tiny_tokenizer)
     with pytest.raises(UserError, match="loss is nan"):
         train_stage(config)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["data", "plan.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["data", "plan.json", "tokens"]
 
 
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}

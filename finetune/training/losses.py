@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from finetune.adapters.adapter import check_first_backward, record_routing
-from finetune.batches import IGNORED_LABEL, Batch, Example, collate, contiguous_part, n_trained_tokens
+from finetune.batches import IGNORED_LABEL, Batch, Example, collate, n_trained_tokens
+from finetune.batching.packing import Pack, collate_packs
 from finetune.config import TrainConfig
 from finetune.layouts.layout import Layout
 from finetune.training.bad_numbers import refuse_nan
@@ -20,9 +21,7 @@ from finetune.training.bad_numbers import refuse_nan
 
 def token_losses(model: Any, batch: Batch, device: torch.device) -> torch.Tensor:
     """Cross-entropy in nats of every trained prediction of `batch`, one number each, in float32."""
-    output = model(
-        input_ids=batch.tokens.to(device), attention_mask=batch.attention_mask.to(device), use_cache=False
-    )
+    output = model(**batch.inputs(device), use_cache=False)
     labels = batch.labels[:, 1:].to(device)
     is_trained = labels != IGNORED_LABEL
     # Prompt and padding are dropped before the cast: float32 logits of every position can outweigh the model.
@@ -31,10 +30,12 @@ def token_losses(model: Any, batch: Batch, device: torch.device) -> torch.Tensor
 
 
 def step_gradients(
-    model: Any, examples: Sequence[Example], step: int, config: TrainConfig, layout: Layout, seed: int,
+    model: Any, parts: Sequence[Sequence[Pack]], step: int, config: TrainConfig, layout: Layout, seed: int,
     pad_token_id: int, is_first: bool,
 ) -> torch.Tensor:  # fmt: skip
     """Add this process's share of the gradients of a step's rows, and return its share of the mean loss.
+
+    `parts` are the forward passes of all processes (`finetune.batching.packing.parts_of_step`).
 
     After the first backward of a run (`is_first`) it is checked that the adapter, and nothing else, learns.
 
@@ -42,11 +43,11 @@ def step_gradients(
         UserError: a loss that is not a number, an adapter that does not learn.
     """
     # Every process knows the whole batch, so nobody has to ask how many tokens the others train.
-    n_trained = n_trained_tokens(examples)
-    mine = layout.own_rows(examples)
+    n_trained = n_trained_tokens(example for packs in parts for pack in packs for example in pack)
+    mine = layout.own_rows(parts)
     loss_sum = torch.zeros((), device=layout.device)
-    for part in range(config.accumulate):
-        batch = collate(contiguous_part(mine, part, config.accumulate), pad_token_id)
+    for part, packs in enumerate(mine):
+        batch = collate_packs(packs, pad_token_id)
         checks = is_first and part == 0
         # Of the part within the step, over all processes: its dropout does not ask who computes it.
         number = layout.data_index * config.accumulate + part
@@ -71,9 +72,12 @@ def evaluation_loss(
     model.eval()
     total = torch.zeros((), device=layout.device)
     mine = layout.own_rows(examples)
-    for start in range(0, len(mine), config.batch_size):
-        batch = collate(mine[start : start + config.batch_size], pad_token_id)
-        total += token_losses(model, batch, layout.device).sum()
+    # Every process makes as many passes: where the base is sharded, one that made fewer would leave the
+    # others waiting. What is run in place of rows that are not there does not count.
+    for start in range(0, -(-len(examples) // layout.n_data), config.batch_size):
+        own = mine[start : start + config.batch_size]
+        losses = token_losses(model, collate(own or examples[:1], pad_token_id), layout.device)
+        total += losses.sum() if own else 0
     model.train()
     return layout.sum_over_rows(total) / n_trained_tokens(examples)
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ class TrainResult:
     step_time_s: float  # median over the optimizer steps, without evaluation
     row_order_sha256: str  # of the row ids of each step, in order: equal for runs that trained on the same
     seed: int
+    padding_share: float  # of all that was read
+    rows_by_group: dict[str, int]  # by the value of train.mixture_by, and "replay"
+    tokens_by_group: dict[str, int]  # read, padding left out
 
 
 class Monitor:
@@ -45,7 +49,9 @@ class Monitor:
             metrics_path.unlink(missing_ok=True)
         self.losses: list[float] = []
         self.step_times: list[float] = []
-        self.n_tokens, self.row_order = 0, hashlib.sha256()
+        self.n_tokens, self.n_positions, self.row_order = 0, 0, hashlib.sha256()
+        self.rows_by_group: Counter[str] = Counter()
+        self.tokens_by_group: Counter[str] = Counter()
         self.started = self.step_started = time.perf_counter()
         self.progress = tqdm(
             total=n_steps,
@@ -54,16 +60,21 @@ class Monitor:
             mininterval=SECONDS_BETWEEN_LINES if not sys.stderr.isatty() else 0.1,
         )
 
-    def step_begins(self, examples: Sequence[Example]) -> None:
-        """Start the clock of a step on these rows."""
+    def step_begins(self, examples: Sequence[Example], n_positions: int) -> None:
+        """Start the clock of a step on these rows; `n_positions` are their tokens and padding."""
         self.step_started = time.perf_counter()
         self.row_order.update(json.dumps([example.row_id for example in examples]).encode())
         self.step_tokens = sum(len(example.tokens) for example in examples)
+        self.step_positions = n_positions
+        for example in examples:
+            self.rows_by_group[example.group] += 1
+            self.tokens_by_group[example.group] += len(example.tokens)
 
     def step_ends(self, step: int, loss: float, learning_rate: float, gradient_norm: float) -> None:
         """Note and tell the numbers of `step` (from 0)."""
         self.losses.append(loss)
         self.n_tokens += self.step_tokens
+        self.n_positions += self.step_positions
         self.step_times.append(time.perf_counter() - self.step_started)
         tokens_per_s = self.step_tokens / self.step_times[-1]
         self.progress.set_postfix(loss=f"{loss:.3f}", tokens_per_s=f"{tokens_per_s:,.0f}", refresh=False)
@@ -74,6 +85,7 @@ class Monitor:
             "grad_norm": gradient_norm,
             "tokens_per_s": tokens_per_s,
             "step_time_s": self.step_times[-1],
+            "padding_share": 1 - self.step_tokens / self.step_positions,
         }
         self.log(step, numbers)
 
@@ -100,4 +112,7 @@ class Monitor:
             step_time_s=median(self.step_times),
             row_order_sha256=self.row_order.hexdigest(),
             seed=seed,
+            padding_share=1 - self.n_tokens / self.n_positions,
+            rows_by_group=dict(sorted(self.rows_by_group.items())),
+            tokens_by_group=dict(sorted(self.tokens_by_group.items())),
         )

@@ -1,44 +1,108 @@
 """The rows of a run as tokens: which of them make a step, and which are for validation.
 
-Reads rows and a tokenizer; writes nothing. A step's rows follow from the seed and the step's number alone:
-every process knows them, and a run that goes on in the middle needs no position.
+Reads rows and a tokenizer; writes what `finetune.batching.token_store` does. A step's rows follow from the
+seed and the step's number alone: every process knows them, and a run that goes on in the middle needs no
+position.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from finetune.batches import Example, encode_rows, step_rows
+import numpy as np
+
+from data_recipes.artefact import UserError, read_artefact
+from data_recipes.build import read_split
+from data_recipes.chats.chat_template import stop_token_ids
+from finetune.batches import Example, encode_rows
+from finetune.batching.mixture import Mixture, exact, pools_of
+from finetune.batching.order import RowStream
+from finetune.batching.token_store import TokenStore, encode_in_memory, encode_on_disk
 from finetune.config import TrainConfig
+
+REPLAY = "replay"  # what rows of the second dataset are counted under
 
 
 class TrainingRows:
-    """The rows that are trained on."""
+    """The rows that are trained on: those of the run's dataset, then those of the replayed one."""
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        rows: Iterable[Mapping[str, Any]],
-        config: TrainConfig,
-        seed: int,
-        stop_ids: frozenset[int] = frozenset(),
-    ) -> None:
-        self.examples = encode_rows(tokenizer, rows, config.max_length_tokens, stop_ids)
-        self.batch_size, self.seed = config.batch_size, seed
+    def __init__(self, own: TokenStore, config: TrainConfig, seed: int, replay: TokenStore | None = None):
+        """Raises: UserError: the rows lack a value that `config.mixture` names."""
+        self.own, self.replay, self.config = own, replay, config
+        column = config.mixture_by
+        pools = pools_of(own.arrays[column], own.names[column], config.mixture, column)
+        if replay is not None:
+            assert config.replay is not None
+            share = exact(config.replay.share)
+            pools = [(own_share * (1 - share), rows) for own_share, rows in pools]
+            pools.append((share, np.arange(len(own), len(own) + len(replay))))
+        self._mixture = Mixture(pools, config.batch_size, seed) if len(pools) > 1 else None
+        lengths = own.lengths() if config.group_by_length else None
+        self._stream = RowStream(pools[0][1], [seed], lengths, config.batch_size)
 
     def of_step(self, step: int) -> list[Example]:
         """Return the rows of `step` (from 0), of all processes together."""
-        numbers = step_rows(len(self.examples), self.batch_size, step, self.seed)
-        return [self.examples[number] for number in numbers]
+        size = self.config.batch_size
+        if self._mixture is not None:
+            numbers = self._mixture.of_step(step)
+        else:
+            numbers = self._stream.between(step * size, (step + 1) * size).tolist()
+        return [self.example(number) for number in numbers]
+
+    def example(self, number: int) -> Example:
+        """The row of that number, counted under its value of `train.mixture_by`, or as replay."""
+        if number < len(self.own):
+            return self.own.example(number, self.config.mixture_by)
+        assert self.replay is not None
+        return self.replay.example(number - len(self.own))._replace(group=REPLAY)
+
+
+def training_rows(
+    model: Any,
+    tokenizer: Any,
+    rows: Iterable[Mapping[str, Any]],
+    config: TrainConfig,
+    seed: int,
+    content_hash: str | None = None,
+    folder: Path | None = None,
+) -> TrainingRows:
+    """Encode the rows of a run, and those of `config.replay`, for a model that stops at tokens of its own.
+
+    With a `folder` and the hash of the rows they are kept there, for later runs and other processes.
+
+    Raises:
+        UserError: bad rows, a replay dataset that is missing, or as `TrainingRows`.
+    """
+    limit, replay = config.max_length_tokens, None
+    stop_ids = stop_token_ids(getattr(model, "generation_config", None), tokenizer)
+    if folder is None or content_hash is None:
+        own = encode_in_memory(tokenizer, rows, limit, stop_ids)
+    else:
+        own = encode_on_disk(folder / "train", content_hash, tokenizer, rows, limit, stop_ids)
+    if config.replay is not None:
+        source = Path(config.replay.data)
+        manifest = read_artefact(source / "manifest.json", "dataset_manifest", ["content_hash"])
+        replayed = read_split(source, "train")
+        try:
+            if folder is None:
+                replay = encode_in_memory(tokenizer, replayed, limit, stop_ids)
+            else:
+                place, content = folder / REPLAY, manifest["content_hash"]
+                replay = encode_on_disk(place, content, tokenizer, replayed, limit, stop_ids)
+        except UserError as error:
+            raise UserError(f"train.replay.data={source}: {error}") from error
+    return TrainingRows(own, config, seed, replay)
 
 
 def validation_examples(
-    tokenizer: Any, rows: Sequence[Mapping[str, Any]], config: TrainConfig
+    tokenizer: Any, rows: Iterable[Mapping[str, Any]], config: TrainConfig
 ) -> dict[str, list[Example]]:
     """Group ("target", "general") -> its first `config.eval_rows` examples; an empty group is left out."""
-    groups = {
-        group: [row for row in rows if row["group"] == group][: config.eval_rows]
-        for group in ("target", "general")
-    }
+    groups: dict[str, list[Mapping[str, Any]]] = {"target": [], "general": []}
+    for row in rows:
+        found = groups.get(row["group"])
+        if found is not None and len(found) < config.eval_rows:
+            found.append(row)
     return {
         group: encode_rows(tokenizer, part, config.max_length_tokens)
         for group, part in groups.items()

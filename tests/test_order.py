@@ -15,9 +15,7 @@ from finetune.config import load_run_config
 
 
 def steps_of(stream: RowStream, batch_size: int, n_steps: int) -> list[list[int]]:
-    return [
-        stream.between(step * batch_size, (step + 1) * batch_size).tolist() for step in range(n_steps)
-    ]
+    return [stream.between(step * batch_size, (step + 1) * batch_size).tolist() for step in range(n_steps)]
 
 
 def rows_of_lengths(lengths: Any) -> list[Example]:
@@ -98,7 +96,7 @@ def test_grouped_batches_lie_where_steps_lie_in_later_epochs_too() -> None:
     stream = RowStream(np.arange(45), [0], lengths, 10)
     steps = steps_of(stream, 10, 9)
     spans = [int(np.ptp(lengths[step])) for step in steps]
-    # Ten of about forty neighbours span little more than ten; the fifth step has rows of both epochs, at random.
+    # Ten of about forty neighbours span little more than ten; the fifth step has rows of both epochs.
     assert max(spans[:4] + spans[5:]) < 20 < spans[4]
 
 
@@ -151,7 +149,10 @@ def test_pools_are_weighted_and_a_value_without_rows_is_named() -> None:
         (["train.pack_length_tokens=10"], r"train.pack_length_tokens = 10: must be at least max_length_t"),
         (["train.mixture={target: 0}"], r"train.mixture = .*needs at least one value, and weights above 0"),
         (["train.mixture={}"], "needs at least one value"),
-        (["train.mixture={target: 1}", "train.group_by_length=true"], "not by length: set pack_length_tokens"),
+        (
+            ["train.mixture={target: 1}", "train.group_by_length=true"],
+            "not by length: set pack_length_tokens",
+        ),
         (["train.replay.share=1", "train.replay.data=x"], "replay.share = 1.0: must be above 0 and below 1"),
         (["train.mixture_by=colour"], "mixture_by.*must be one of group, language, task, source"),
         (["train.batch_size=3", "train.n_processes=2"], r"must be a multiple of n_processes x accumulate"),

@@ -142,9 +142,7 @@ def test_the_row_order_is_the_hash_of_the_ids_of_each_step(chat_model: Any, tiny
     rows = chat_rows(24)
     result = train_rows(chat_model, tiny_tokenizer, rows, train_config(steps=4), 3)
     stream = RowStream(np.arange(24), [3])
-    steps = [
-        [rows[number]["id"] for number in stream.between(8 * step, 8 * step + 8)] for step in range(4)
-    ]
+    steps = [[rows[number]["id"] for number in stream.between(8 * step, 8 * step + 8)] for step in range(4)]
     assert len({row for step in steps[:3] for row in step}) == 24, "the fourth step begins another epoch"
     told = "".join(json.dumps(step) for step in steps)
     assert result.row_order_sha256 == hashlib.sha256(told.encode()).hexdigest()

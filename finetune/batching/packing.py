@@ -50,9 +50,10 @@ def parts_of_step(
 
 
 def even_packs(lengths: Sequence[int], n_parts: int, limit: int) -> list[list[int]]:
-    """Items in as few packs of at most `limit` as `n_parts` divides, each put into the emptiest, longest first.
+    """Items in packs of at most `limit`: the longest first, each into the emptiest pack.
 
-    Returns the items' numbers, fullest pack first; only where there are fewer items than packs some are empty.
+    There are as few packs, in number a multiple of `n_parts`, as hold them all so. Returns the numbers of the
+    items, fullest pack first; only where there are fewer items than packs some are empty.
     """
     assert max(lengths) <= limit, "an item is longer than a pack may be"
     longest_first = sorted(range(len(lengths)), key=lambda number: (-lengths[number], number))
@@ -151,7 +152,7 @@ def packing_error(model: Any, neighbour: Example, example: Example) -> float:
 
 
 def _last_hidden_state(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What goes into the output layer; the logits of all positions would be larger by far and are not made."""
+    """What goes into the output layer; the logits of all positions would be far larger and are not made."""
     found = []
     handle = model.base_model.register_forward_hook(lambda _module, _args, output: found.append(output[0]))
     has_head = model.get_output_embeddings() is not None

@@ -1,4 +1,4 @@
-"""Rows as tokens, encoded once: in memory, or as memory-mapped files that later runs and other processes read.
+"""Rows as tokens, encoded once: in memory, or as memory-mapped files for later runs and other processes.
 
 Reads rows; writes `<folder>/` with raw little-endian arrays and store.json. Only what is looked at comes into
 memory, so a dataset may be larger than it. A token that is not trained is stored as its complement (~token),
@@ -152,7 +152,7 @@ def _write_rows(
     max_length_tokens: int,
     stop_ids: frozenset[int],
 ) -> dict[str, list[str]]:
-    """Write every row to the files of ARRAYS, and return the values of COLUMNS in the order of their numbers."""
+    """Write every row to the files of ARRAYS; returns the values of COLUMNS in the order of their numbers."""
     numbers: dict[str, dict[str, int]] = {column: {} for column in COLUMNS}
     ends = {"token": 0, "id": 0}
 

@@ -114,7 +114,8 @@ def train_stage(config: RunConfig) -> Path:
         config.train.n_processes, config.base.device, config.train.tracker, str(output / "tracker")
     )
     manifest = read_artefact(output / "data" / "manifest.json", "dataset_manifest")
-    train, validation = (read_split(output / "data", split) for split in ("train", "validation"))
+    train: Any = read_split(output / "data", "train")
+    validation: Any = read_split(output / "data", "validation")
     model, tokenizer = load_model(config.base)
     plan = read_plan(
         output / "plan.json", model_fingerprint(model), moe_layers(model), tokenizer_fingerprint(tokenizer)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 from transformers.models.auto.modeling_auto import (
@@ -15,6 +16,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from data_recipes.artefact import UserError
+from finetune.batching.packing import LIMITS, packing_error
 from finetune.moe import MoeLayer, moe_layers
 from tests.tiny_families import (
     FAMILIES,
@@ -25,6 +27,7 @@ from tests.tiny_families import (
     WIDTH,
     Family,
     build_tiny_family,
+    random_rows,
 )
 
 TABLE = Path(__file__).parents[1] / "finetune" / "families.md"
@@ -52,10 +55,15 @@ within 5 % (norm of the error) of the float32 answer.
 Qwen3-VL-MoE was loaded whole and its adapter exported to PEFT); *text model* where the text model alone is
 known and not the wrapper that sees or hears as well. Where it says *in code*, load the model yourself and
 call `finetune.adapters.adapter.attach`.
+
+**packs** is whether rows packed into one sequence (`train.pack_length_tokens`) come out as alone, with
+the attention that transformers loads the family with. Where it says no, transformers makes the masks without
+the positions (gpt_oss, afmoe), or the family carries other state along the tokens (convolutions, linear
+attention); training then refuses to pack, by the same check on the model itself.
 """
-HEAD = """| family | `model_type` | `base.model` | experts | router | shared experts | checked | works |
-|---|---|---|---|---|---|---|---|
-"""
+COLUMNS = ("family", "`model_type`", "`base.model`", "experts", "router", "shared experts", "checked")
+COLUMNS += ("packs", "works")
+HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
 # What is known of a family beyond the checks.
 NOTES = {
     "diffusion_gemma": "yes (text encoder; writes by diffusion)",
@@ -83,6 +91,7 @@ def _row(name: str, family: Family) -> list[str]:
         _router(layers),
         _shared(model, layers[0]),
         checked,
+        "yes" if packing_error(model, *random_rows((17, 21))) < LIMITS[torch.float32] else "no",
         NOTES.get(name, "yes"),
     ]
 
@@ -92,7 +101,17 @@ def _refusal(name: str, family: Family) -> list[str]:
         moe_layers(build_tiny_family(family))
     except UserError as error:
         reason = str(error).partition(":")[0].partition(") ")[2]
-        return [name, family.model_type, _loaded_by(name, family), "", "", "", "refused", f"no: it {reason}"]
+        return [
+            name,
+            family.model_type,
+            _loaded_by(name, family),
+            "",
+            "",
+            "",
+            "refused",
+            "",
+            f"no: it {reason}",
+        ]
     raise AssertionError(f"{name} is not refused any more: move it to FAMILIES")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from test_train import LORA, PLAN, chat_rows, train_config
-from tiny_families import FAMILIES, VOCABULARY, build_tiny_family
+from tiny_families import FAMILIES, VOCABULARY, build_tiny_family, random_rows
 
 from data_recipes.artefact import UserError
 from finetune.adapters.adapter import adapter_parameters, adapter_state, attach
@@ -33,16 +33,6 @@ NOT_PACKED = {
     "granitemoehybrid", "inkling", "inkling2", "jamba", "kimi_linear", "lfm2_moe", "minimax", "nemotron_h",
     "openai_privacy_filter", "qwen3_5_moe", "qwen3_next", "qwen4_exp", "zaya",
 }  # fmt: skip
-
-
-def random_rows(lengths: tuple[int, ...], vocabulary: int = VOCABULARY) -> list[Example]:
-    """Rows of random tokens whose second half is trained."""
-    rows = []
-    for number, length in enumerate(lengths):
-        generator = torch.Generator().manual_seed(number)
-        tokens = torch.randint(3, vocabulary, (length,), generator=generator).tolist()
-        rows.append(Example(f"r{number}", tokens, [IGNORED_LABEL] * (length // 2) + tokens[length // 2 :]))
-    return rows
 
 
 def losses_and_gradients(model: Any, batches: list[Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

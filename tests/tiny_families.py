@@ -5,12 +5,15 @@ wrapper that adds vision or audio holds the same text model. Reads nothing and w
 """
 
 import importlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+
+from finetune.batches import IGNORED_LABEL, Example
 
 # No two of a stack's axes have the same length: 8 experts, 48 = 2 x 24 gate and up, 32 hidden, 40 latent.
 HIDDEN, WIDTH, LATENT, N_EXPERTS, TOP_K, N_LAYERS, VOCABULARY = 32, 24, 40, 8, 2, 3, 64
@@ -266,3 +269,13 @@ def _build(family: Family, config: PreTrainedConfig) -> nn.Module:
         return AutoModelForCausalLM.from_config(config)
     assert family.model_type in MODEL_MAPPING_NAMES
     return AutoModel.from_config(config)
+
+
+def random_rows(lengths: Sequence[int], vocabulary: int = VOCABULARY) -> list[Example]:
+    """Rows of random tokens whose second half is trained."""
+    rows = []
+    for number, length in enumerate(lengths):
+        generator = torch.Generator().manual_seed(number)
+        tokens = torch.randint(3, vocabulary, (length,), generator=generator).tolist()
+        rows.append(Example(f"r{number}", tokens, [IGNORED_LABEL] * (length // 2) + tokens[length // 2 :]))
+    return rows

@@ -82,7 +82,7 @@ def training_rows(
     if config.replay is not None:
         source = Path(config.replay.data)
         manifest = read_artefact(source / "manifest.json", "dataset_manifest", ["content_hash"])
-        replayed = read_split(source, "train")
+        replayed: Any = read_split(source, "train")
         try:
             if folder is None:
                 replay = encode_in_memory(tokenizer, replayed, limit, stop_ids)

@@ -25,7 +25,7 @@ COLUMNS = ("group", "language", "task", "source")  # by which rows can be mixed 
 ARRAYS = {"tokens": "<i4", "token_ends": "<i8", "ids": "u1", "id_ends": "<i8"} | dict.fromkeys(COLUMNS, "<i4")
 SECONDS_BEFORE_PROGRESS = 5  # most datasets are encoded by then
 
-Arrays = dict[str, np.ndarray]
+Arrays = Mapping[str, np.ndarray]
 
 
 class TokenStore:

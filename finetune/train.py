@@ -36,7 +36,12 @@ from finetune.training.bad_numbers import refuse_nan
 from finetune.training.losses import evaluation_loss, step_gradients
 from finetune.training.monitor import Monitor, TrainResult
 from finetune.training.optimizer import adapter_optimizer, set_learning_rate
-from finetune.training.training_rows import TrainingRows, training_rows, validation_examples
+from finetune.training.training_rows import (
+    TrainingRows,
+    questions_kept_out,
+    training_rows,
+    validation_examples,
+)
 
 
 def train_rows(
@@ -126,7 +131,8 @@ def train_stage(config: RunConfig) -> Path:
 
     folder = output / "adapter"
     content_hash, tokens = manifest["content_hash"], output / "tokens"
-    rows = training_rows(model, tokenizer, train, config.train, config.seed, content_hash, tokens)
+    kept_out = questions_kept_out(output / "data") if config.train.replay else frozenset()
+    rows = training_rows(model, tokenizer, train, config.train, config.seed, content_hash, tokens, kept_out)
     # Only the first process writes. Metrics grow inside the unfinished folder, which an error removes.
     with whole_folder(folder, "expert_adapter") if accelerator.is_main_process else nullcontext() as partial:
         metrics_path = partial / "metrics.jsonl" if partial else None

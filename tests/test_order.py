@@ -70,17 +70,22 @@ def test_all_parts_of_all_processes_have_every_row_once_an_epoch(grouped: bool) 
     assert n_cases == 9 * 5 * 3
 
 
-def test_rows_of_like_length_share_a_batch_and_padding_falls() -> None:
+def test_rows_of_like_length_share_a_batch_so_padding_and_waiting_fall() -> None:
     lengths = np.random.default_rng(0).integers(1, 1000, 1003)
-    rows, shares = rows_of_lengths(lengths), {}
+    rows, padding, waiting = rows_of_lengths(lengths), {}, {}
     for grouped in (False, True):
         stream = RowStream(np.arange(1003), [0], lengths if grouped else None, 8)
         steps = [[rows[number] for number in step] for step in steps_of(stream, 8, 125)]
         n_tokens = sum(len(row.tokens) for step in steps for row in step)
-        shares[grouped] = 1 - n_tokens / sum(n_positions(parts_of_step(step, 1)) for step in steps)
+        padding[grouped] = 1 - n_tokens / sum(n_positions(parts_of_step(step, 1)) for step in steps)
+        work = np.array([[n_positions([part]) for part in parts_of_step(step, 4)] for step in steps])
+        waiting[grouped] = 1 - work.mean(axis=1).sum() / work.max(axis=1).sum()
     # By hand: the longest of 8 uniform lengths is 8/9 of the range, the mean a half, so 7/16 is padding.
-    assert shares[False] == pytest.approx(7 / 16, abs=0.02)
-    assert shares[True] < 0.03
+    assert padding[False] == pytest.approx(7 / 16, abs=0.02)
+    assert padding[True] < 0.03
+    # The longest of two is 2/3 of the range, and the longest of the eight in the slowest of four: 1/4 waits.
+    assert waiting[False] == pytest.approx(1 / 4, abs=0.02)
+    assert waiting[True] < 0.02
 
 
 def test_batches_of_one_length_still_come_in_a_shuffled_order() -> None:

@@ -93,6 +93,14 @@ def test_a_store_that_is_not_whole_is_made_again(tiny_tokenizer: Any, tmp_path: 
     assert rows.n_read == 10 and (folder / "tokens.bin").read_bytes() == content
 
 
+def test_what_a_killed_process_left_half_written_is_removed(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    left = tmp_path / ".tokens.partial-0123abcd"
+    left.mkdir()
+    (left / "tokens.bin").write_bytes(b"half")
+    encode_on_disk(tmp_path / "tokens", "c" * 64, tiny_tokenizer, mixed_rows(5), 64)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tokens.lock", "tokens"]
+
+
 def test_all_bad_rows_are_named_together_and_no_store_is_left(tiny_tokenizer: Any, tmp_path: Path) -> None:
     rows = chat_rows(30)
     rows[7]["messages"] = rows[7]["messages"][:1]
@@ -177,14 +185,38 @@ def test_rows_are_mixed_and_counted_by_another_column(tiny_model_factory: Any, t
     assert result.rows_by_group == {"en": 2, "hi": 4, "ta": 10}
 
 
-def test_a_second_dataset_is_replayed_by_its_share(run_config: RunConfig, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    rows = [{**row, "id": f"other{n}", "group": "general"} for n, row in enumerate(chat_rows(5))]
+def write_replay(folder: Path, rows: list[dict[str, Any]]) -> ReplayConfig:
     splits: Any = {"train": Dataset.from_list(rows)}
-    DatasetDict(splits).save_to_disk(str(other))
-    write_artefact(other / "manifest.json", "dataset_manifest", {}, {"content_hash": "e" * 64})
-    train = replace(run_config.train, replay=ReplayConfig(data=str(other), share=0.25))
-    config = replace(run_config, train=train)
+    DatasetDict(splits).save_to_disk(str(folder))
+    write_artefact(folder / "manifest.json", "dataset_manifest", {}, {"content_hash": "e" * 64})
+    return ReplayConfig(data=str(folder), share=0.25)
+
+
+def other_rows(n_rows: int) -> list[dict[str, Any]]:
+    """Rows that ask what those of the run do not."""
+    rows = chat_rows(n_rows)
+    for number, row in enumerate(rows):
+        row.update(id=f"other{number}", group="general")
+        row["messages"][0]["content"] = f"Other {number}?"
+    return rows
+
+
+@pytest.fixture
+def run_with_test_split(run_config: RunConfig, tmp_path: Path) -> RunConfig:
+    rows = chat_rows(26)
+    splits: Any = {"train": rows[:24], "validation": rows[:6], "test": rows[24:]}
+    splits = {name: Dataset.from_list(part) for name, part in splits.items()}
+    shutil.rmtree(tmp_path / "run" / "data")
+    DatasetDict(splits).save_to_disk(str(tmp_path / "run" / "data"))
+    manifest = tmp_path / "run" / "data" / "manifest.json"
+    write_artefact(manifest, "dataset_manifest", {}, {"content_hash": "c" * 64})
+    return run_config
+
+
+def test_a_second_dataset_is_replayed_by_its_share(run_with_test_split: RunConfig, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    replay = write_replay(other, other_rows(5))
+    config = replace(run_with_test_split, train=replace(run_with_test_split.train, replay=replay))
     result = read_artefact(train_stage(config) / "train.json", "train_result")
     assert result["rows_by_group"]["replay"] == 6 * 2
     assert sum(result["rows_by_group"].values()) == 6 * 8
@@ -198,15 +230,25 @@ def test_a_second_dataset_is_replayed_by_its_share(run_config: RunConfig, tmp_pa
         train_stage(config)
 
 
-def test_bad_rows_of_a_replayed_dataset_name_it(run_config: RunConfig, tmp_path: Path) -> None:
-    other, rows = tmp_path / "other", chat_rows(3)
+def test_bad_rows_of_a_replayed_dataset_name_it(run_with_test_split: RunConfig, tmp_path: Path) -> None:
+    rows = other_rows(3)
     rows[1]["messages"] = rows[1]["messages"][:1]
-    splits: Any = {"train": Dataset.from_list(rows)}
-    DatasetDict(splits).save_to_disk(str(other))
-    write_artefact(other / "manifest.json", "dataset_manifest", {}, {"content_hash": "e" * 64})
-    train = replace(run_config.train, replay=ReplayConfig(data=str(other), share=0.25))
-    with pytest.raises(UserError, match=r"train.replay.data=.*other: 1 of 3 rows have no token .* row r1"):
-        train_stage(replace(run_config, train=train))
+    replay = write_replay(tmp_path / "other", rows)
+    config = replace(run_with_test_split, train=replace(run_with_test_split.train, replay=replay))
+    with pytest.raises(UserError, match=r"replay.data=.*other: 1 of 3 rows have no token .* row other1"):
+        train_stage(config)
+
+
+def test_a_replayed_row_that_asks_a_test_question_is_refused(
+    run_with_test_split: RunConfig, tmp_path: Path
+) -> None:
+    rows = other_rows(3)
+    rows[2]["messages"][0]["content"] = chat_rows(26)[25]["messages"][0]["content"]
+    replay = write_replay(tmp_path / "other", rows)
+    config = replace(run_with_test_split, train=replace(run_with_test_split.train, replay=replay))
+    with pytest.raises(UserError, match="row other2 asks what a validation or test row of this run asks"):
+        train_stage(config)
+    assert not (tmp_path / "run" / "tokens" / "replay").exists()
 
 
 def test_rows_of_a_run_with_everything_on_follow_from_the_step_alone(

@@ -6,6 +6,7 @@ so that one array holds tokens and labels.
 """
 
 import io
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -107,6 +108,8 @@ def encode_on_disk(
     try:
         found = _read(folder, key)
         if found is None:
+            for left in folder.parent.glob(f".{folder.name}.partial-*"):
+                shutil.rmtree(left, ignore_errors=True)  # by one that was killed: who writes has the lock
             _encode_into(folder, key, tokenizer, rows, max_length_tokens, stop_ids)
             found = _read(folder, key)
     finally:

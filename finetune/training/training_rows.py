@@ -5,13 +5,13 @@ seed and the step's number alone: every process knows them, and a run that goes 
 position.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_recipes.artefact import UserError, read_artefact
+from data_recipes.artefact import UserError, read_artefact, sha256_json
 from data_recipes.build import read_split
 from data_recipes.chats.chat_template import stop_token_ids
 from finetune.batches import Example, encode_rows
@@ -65,10 +65,12 @@ def training_rows(
     seed: int,
     content_hash: str | None = None,
     folder: Path | None = None,
+    kept_out: Collection[str] = frozenset(),
 ) -> TrainingRows:
     """Encode the rows of a run, and those of `config.replay`, for a model that stops at tokens of its own.
 
-    With a `folder` and the hash of the rows they are kept there, for later runs and other processes.
+    With a `folder` and the hash of the rows they are kept there, for later runs and other processes. No
+    replayed row may ask one of `kept_out` (`questions_kept_out`).
 
     Raises:
         UserError: bad rows, a replay dataset that is missing, or as `TrainingRows`.
@@ -80,18 +82,52 @@ def training_rows(
     else:
         own = encode_on_disk(folder / "train", content_hash, tokenizer, rows, limit, stop_ids)
     if config.replay is not None:
-        source = Path(config.replay.data)
-        manifest = read_artefact(source / "manifest.json", "dataset_manifest", ["content_hash"])
-        replayed: Any = read_split(source, "train")
-        try:
-            if folder is None:
-                replay = encode_in_memory(tokenizer, replayed, limit, stop_ids)
-            else:
-                place, content = folder / REPLAY, manifest["content_hash"]
-                replay = encode_on_disk(place, content, tokenizer, replayed, limit, stop_ids)
-        except UserError as error:
-            raise UserError(f"train.replay.data={source}: {error}") from error
+        replay = _replayed_rows(config.replay.data, tokenizer, limit, stop_ids, kept_out, folder)
     return TrainingRows(own, config, seed, replay)
+
+
+def _replayed_rows(
+    data: str,
+    tokenizer: Any,
+    max_length_tokens: int,
+    stop_ids: frozenset[int],
+    kept_out: Collection[str],
+    folder: Path | None,
+) -> TokenStore:
+    manifest = read_artefact(Path(data) / "manifest.json", "dataset_manifest", ["content_hash"])
+    rows = _without(kept_out, read_split(data, "train"))
+    try:
+        if folder is None:
+            return encode_in_memory(tokenizer, rows, max_length_tokens, stop_ids)
+        content_hash = sha256_json([manifest["content_hash"], sorted(kept_out)])
+        return encode_on_disk(folder / REPLAY, content_hash, tokenizer, rows, max_length_tokens, stop_ids)
+    except UserError as error:
+        raise UserError(f"train.replay.data={data}: {error}") from error
+
+
+def questions_kept_out(folder: Path) -> frozenset[str]:
+    """What the validation and test rows of a built dataset ask: no replayed row may ask it in training.
+
+    Raises:
+        UserError: a split is missing or damaged.
+    """
+    splits: list[Any] = [read_split(folder, "validation"), read_split(folder, "test")]
+    return frozenset(_question(row) for rows in splits for row in rows)
+
+
+def _without(kept_out: Collection[str], rows: Any) -> Iterator[Mapping[str, Any]]:
+    """The rows; one that asks what is kept out is an error, for all scores after it would be too good."""
+    for row in rows:
+        if _question(row) in kept_out:
+            raise UserError(
+                f"row {row['id']} asks what a validation or test row of this run asks: build that dataset "
+                "again without it, or take another"
+            )
+        yield row
+
+
+def _question(row: Mapping[str, Any]) -> str:
+    return sha256_json([message["content"] for message in row["messages"] if message["role"] == "user"])
 
 
 def validation_examples(

@@ -246,7 +246,9 @@ def test_a_replayed_row_that_asks_a_test_question_is_refused(
     rows[2]["messages"][0]["content"] = chat_rows(26)[25]["messages"][0]["content"]
     replay = write_replay(tmp_path / "other", rows)
     config = replace(run_with_test_split, train=replace(run_with_test_split.train, replay=replay))
-    with pytest.raises(UserError, match="row other2 asks what a validation or test row of this run asks"):
+    with pytest.raises(
+        UserError, match="1 rows ask what a validation or test row of this run asks: row other2;"
+    ):
         train_stage(config)
     assert not (tmp_path / "run" / "tokens" / "replay").exists()
 

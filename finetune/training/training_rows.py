@@ -14,6 +14,7 @@ import numpy as np
 from data_recipes.artefact import UserError, read_artefact, sha256_json
 from data_recipes.build import read_split
 from data_recipes.chats.chat_template import stop_token_ids
+from data_recipes.chats.mask_audit import N_NAMED
 from finetune.batches import Example, encode_rows
 from finetune.batching.mixture import Mixture, exact, pools_of
 from finetune.batching.order import RowStream
@@ -116,14 +117,17 @@ def questions_kept_out(folder: Path) -> frozenset[str]:
 
 
 def _without(kept_out: Collection[str], rows: Any) -> Iterator[Mapping[str, Any]]:
-    """The rows; one that asks what is kept out is an error, for all scores after it would be too good."""
+    """The rows; those that ask what is kept out are an error, for all scores after them would be too good."""
+    leaks = []
     for row in rows:
         if _question(row) in kept_out:
-            raise UserError(
-                f"row {row['id']} asks what a validation or test row of this run asks: build that dataset "
-                "again without it, or take another"
-            )
+            leaks.append(str(row["id"]))
         yield row
+    if leaks:
+        raise UserError(
+            f"{len(leaks)} rows ask what a validation or test row of this run asks: row "
+            f"{', row '.join(leaks[:N_NAMED])}; build that dataset again without them, or take another"
+        )
 
 
 def _question(row: Mapping[str, Any]) -> str:

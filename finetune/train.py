@@ -39,6 +39,7 @@ from finetune.training.optimizer import adapter_optimizer, set_learning_rate
 from finetune.training.training_rows import (
     TrainingRows,
     questions_kept_out,
+    replay_input,
     training_rows,
     validation_examples,
 )
@@ -150,6 +151,7 @@ def train_stage(config: RunConfig) -> Path:
         if partial:
             write_adapter_files(model, plan, config.lora, partial)
             inputs = {"data": content_hash, "plan": sha256_json(plan["experts"])}
+            inputs |= replay_input(config.train)
             write_artefact(partial / "train.json", "train_result", inputs, asdict(result))
     accelerator.end_training()
     return folder

@@ -220,6 +220,7 @@ def test_a_second_dataset_is_replayed_by_its_share(run_with_test_split: RunConfi
     result = read_artefact(train_stage(config) / "train.json", "train_result")
     assert result["rows_by_group"]["replay"] == 6 * 2
     assert sum(result["rows_by_group"].values()) == 6 * 8
+    assert result["inputs"]["replay"] == "e" * 64
     assert {path.name for path in (tmp_path / "run/tokens").iterdir() if path.is_dir()} == {"train", "replay"}
     shutil.rmtree(other / "train")
     shutil.rmtree(tmp_path / "run" / "tokens")

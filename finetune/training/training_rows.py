@@ -95,15 +95,28 @@ def _replayed_rows(
     kept_out: Collection[str],
     folder: Path | None,
 ) -> TokenStore:
-    manifest = read_artefact(Path(data) / "manifest.json", "dataset_manifest", ["content_hash"])
+    content_hash = _content_hash(data)
     rows = _without(kept_out, read_split(data, "train"))
     try:
         if folder is None:
             return encode_in_memory(tokenizer, rows, max_length_tokens, stop_ids)
-        content_hash = sha256_json([manifest["content_hash"], sorted(kept_out)])
-        return encode_on_disk(folder / REPLAY, content_hash, tokenizer, rows, max_length_tokens, stop_ids)
+        checked_hash = sha256_json([content_hash, sorted(kept_out)])
+        return encode_on_disk(folder / REPLAY, checked_hash, tokenizer, rows, max_length_tokens, stop_ids)
     except UserError as error:
         raise UserError(f"train.replay.data={data}: {error}") from error
+
+
+def replay_input(config: TrainConfig) -> dict[str, str]:
+    """The replayed dataset among an artefact's inputs: its name there and the hash of its content.
+
+    Raises:
+        UserError: it has no manifest.
+    """
+    return {} if config.replay is None else {REPLAY: _content_hash(config.replay.data)}
+
+
+def _content_hash(data: str) -> str:
+    return read_artefact(Path(data) / "manifest.json", "dataset_manifest", ["content_hash"])["content_hash"]
 
 
 def questions_kept_out(folder: Path) -> frozenset[str]:

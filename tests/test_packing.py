@@ -216,6 +216,11 @@ def test_fewer_rows_than_forward_passes_are_refused_with_the_way_out() -> None:
             parts_of_step(random_rows((2, 3, 4)), 4, pack)
 
 
+def test_a_row_longer_than_a_pack_is_named() -> None:
+    with pytest.raises(UserError, match=r"row r1 has 9 tokens and a pack 8: set .*pack_length_tokens=9"):
+        parts_of_step(random_rows((2, 9, 4)), 1, 8)
+
+
 def test_the_pair_that_is_tried_fits_and_is_as_long_as_can_be() -> None:
     def tried(lengths: tuple[int, ...], limit: int) -> tuple[int, ...] | None:
         pair = two_to_pack(random_rows(lengths), limit)

@@ -31,7 +31,7 @@ def parts_of_step(
     of, and no process that waits. Each row is in one pack of one pass.
 
     Raises:
-        UserError: fewer rows than parts.
+        UserError: fewer rows than parts, or a row longer than a pack.
     """
     if len(examples) < n_parts:
         raise UserError(
@@ -41,7 +41,14 @@ def parts_of_step(
     if pack_length_tokens is None:
         alone = [[example] for example in examples]
         return [list(contiguous_part(alone, part, n_parts)) for part in range(n_parts)]
-    packs = even_packs([len(example.tokens) for example in examples], n_parts, pack_length_tokens)
+    lengths = [len(example.tokens) for example in examples]
+    if max(lengths) > pack_length_tokens:
+        row_id = examples[lengths.index(max(lengths))].row_id
+        raise UserError(
+            f"row {row_id} has {max(lengths)} tokens and a pack {pack_length_tokens}: set "
+            f"train.pack_length_tokens={max(lengths)} or more"
+        )
+    packs = even_packs(lengths, n_parts, pack_length_tokens)
     # Dealt out from the fullest on: sums differ by less than a pack, and no part is without one.
     return [
         [[examples[number] for number in pack] for pack in packs[part::n_parts] if pack]

@@ -31,7 +31,7 @@ def test_exactly_the_answer_and_its_stop_token_are_trained(tiny_tokenizer: Any) 
 def test_batches_are_padded_on_the_right_and_padding_is_never_trained(tiny_tokenizer: Any) -> None:
     rows = [row("a", "q", "long answer"), row("b", "q", "no")]
     batch = collate(encode_rows(tiny_tokenizer, rows, 100), pad_token_id=0)
-    assert batch.row_ids == ["a", "b"]
+    assert batch.row_ids == ["a", "b"] and batch.attention_mask is not None
     assert batch.tokens.shape == batch.labels.shape == batch.attention_mask.shape
     padding = batch.attention_mask == 0
     assert padding.sum(dim=1).tolist() == [0, len("long answer") - len("no")]
@@ -77,4 +77,5 @@ def test_parts_of_a_batch_are_the_batch(n_parts: int) -> None:
 
 def test_tensors_are_whole_numbers(tiny_tokenizer: Any) -> None:
     batch = collate(encode_rows(tiny_tokenizer, [row("a", "q", "x")], 100), 0)
+    assert batch.attention_mask is not None
     assert batch.tokens.dtype == batch.labels.dtype == batch.attention_mask.dtype == torch.int64

@@ -144,18 +144,24 @@ def refuse_unpackable(model: Any, examples: Sequence[Example], pack_length_token
 def packing_error(model: Any, neighbour: Example, example: Example) -> float:
     """How far `example` in a pack is from `example` alone: mean over its tokens, as a part of the norm.
 
-    The larger one of all tokens and of the first few, and of two neighbours.
+    The larger one of all tokens and of the first few, behind a neighbour and before one: packs of one batch
+    are cut in different places.
     """
+    if len(neighbour.tokens) == len(example.tokens) > 1:
+        neighbour = neighbour._replace(tokens=neighbour.tokens[1:], labels=neighbour.labels[1:])
+    n_before, n_own = len(neighbour.tokens), len(example.tokens)
     device = next(model.parameters()).device
-    backwards = neighbour._replace(tokens=neighbour.tokens[::-1])
-    packed = collate_packs([[neighbour, example], [backwards, example]], 0)
+    packed = collate_packs([[neighbour, example], [example, neighbour]], 0)
     was_training = model.training
     model.eval()
-    packed_BTD = _last_hidden_state(model, packed.inputs(device))[:, len(neighbour.tokens) :].float()
+    packed_BTD = _last_hidden_state(model, packed.inputs(device)).float()
     alone_TD = _last_hidden_state(model, collate([example], 0).inputs(device))[0].float()
     model.train(was_training)
-    error_BT = (packed_BTD - alone_TD).norm(dim=-1) / alone_TD.norm(dim=-1)
-    return float(torch.maximum(error_BT.mean(dim=1), error_BT[:, :N_FIRST_TOKENS].mean(dim=1)).max())
+    errors = []
+    for found_TD in (packed_BTD[0, n_before:], packed_BTD[1, :n_own]):
+        error_T = (found_TD - alone_TD).norm(dim=-1) / alone_TD.norm(dim=-1)
+        errors += [error_T.mean(), error_T[:N_FIRST_TOKENS].mean()]
+    return float(torch.stack(errors).max())
 
 
 def _last_hidden_state(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

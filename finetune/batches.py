@@ -79,6 +79,15 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
     )
 
 
+def model_inputs(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """The arguments of a model's forward for `batch`."""
+    return {
+        "input_ids": batch.tokens.to(device),
+        "attention_mask": batch.attention_mask.to(device),
+        "use_cache": False,
+    }
+
+
 def n_trained_tokens(examples: Iterable[Example]) -> int:
     """How many predictions the loss counts; the first token of a row has nothing to be predicted from."""
     return sum(label != IGNORED_LABEL for example in examples for label in example.labels[1:])

@@ -34,6 +34,7 @@ from finetune.processes import say, start_accelerator
 from finetune.selecting.selection import read_plan
 from finetune.training.bad_numbers import refuse_nan
 from finetune.training.losses import evaluation_loss, step_gradients
+from finetune.training.memory import prepare_memory
 from finetune.training.monitor import Monitor, TrainResult
 from finetune.training.optimizer import adapter_optimizer, set_learning_rate
 from finetune.training.training_rows import TrainingRows, validation_examples
@@ -69,6 +70,7 @@ def train_rows(
     if not parameters:
         raise UserError("the model has no adapter to train: call attach(model, plan, config, seed) first")
     layout.broadcast(parameters)
+    prefix = prepare_memory(model, config.memory, layout.accelerator.num_processes)
     optimizer = adapter_optimizer(model, config)
     monitor = Monitor(layout.accelerator, metrics_path, config.steps)
     pad_token_id = tokenizer.pad_token_id
@@ -78,7 +80,9 @@ def train_rows(
         monitor.step_begins(examples)
         learning_rate = set_learning_rate(optimizer, step, config)
 
-        own_loss = step_gradients(model, examples, step, config, layout, seed, pad_token_id, step == 0)
+        own_loss = step_gradients(
+            model, examples, step, config, layout, seed, pad_token_id, step == 0, prefix
+        )
         layout.sum_gradients(parameters)
         loss = layout.sum_over_rows(own_loss)
         gradient_norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm))

@@ -150,7 +150,8 @@ class MemoryConfig:
     # Predictions whose logits are made at one time. "auto" makes all at once, as "whole" always does, unless
     # they would be larger than training/vocabulary_loss.py allows.
     loss_chunk_tokens: Literal["auto", "whole"] | int = "auto"
-    # Keep what the layers below the first adapter gave for a row, for the next epoch.
+    # Keep what the layers below the first adapter gave for a row, for the next epoch. Padding is zero then
+    # and goes to other experts: the same adapter to 1e-6, and with lora.dropout one of other draws.
     prefix_cache: Literal["none", "memory", "disk"] = "none"
     prefix_cache_gb: float = 4.0  # of each process at most; rows beyond it are computed again
     prefix_cache_folder: str | None = None  # of "disk"; None is the system's folder for temporary files

@@ -9,6 +9,7 @@ Axes: B rows, T tokens, D whatever a token has.
 import hashlib
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -39,6 +40,8 @@ class KeptRows:
         self.rows: dict[bytes, Any] = {}
         # Without a name: nothing is left behind, whatever ends the process.
         self.file = tempfile.TemporaryFile(dir=folder, buffering=0) if on_disk else None  # noqa: SIM115
+        if self.file is not None:
+            weakref.finalize(self, self.file.close)
 
     def __contains__(self, key: bytes) -> bool:
         return key in self.rows
@@ -70,7 +73,7 @@ class KeptRows:
 
     def _write(self, hidden_TD: torch.Tensor) -> None:
         assert self.file is not None
-        content = memoryview(hidden_TD.view(torch.uint8).numpy()).cast("B")
+        content = hidden_TD.view(torch.uint8).numpy().tobytes()
         try:
             while content:  # a raw file may write less than it is given
                 content = content[self.file.write(content) :]
@@ -141,8 +144,9 @@ class PrefixCache:
             with forwards_replaced({last: ends}):
                 self.model.base_model(**model_inputs(batch, device))
         except Reached as reached:
-            self.n_outputs = len(reached.output) if isinstance(reached.output, tuple) else None
-            return reached.output if self.n_outputs is None else reached.output[0]
+            output: Any = reached.output
+            self.n_outputs = len(output) if isinstance(output, tuple) else None
+            return output if self.n_outputs is None else output[0]
         raise self._refused(f"its forward does not come to layer {depth - 1}")
 
     def _instead(self, hidden_BTD: torch.Tensor, depth: int | None = None) -> dict[nn.Module, Any]:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from data_recipes.artefact import UserError
 from finetune.adapters.adapter import attach
-from finetune.batches import Batch
+from finetune.batches import IGNORED_LABEL, Batch
 from finetune.config import LoraConfig, MemoryConfig
 from finetune.train import train_rows
 from finetune.training import frozen_prefix
@@ -39,9 +40,9 @@ def forwards_of(layers: Any) -> list[int]:
 
 def mixed_again(batch: Batch) -> Batch:
     """The rows of `batch` in another order and with wider padding."""
-    parts = (torch.nn.functional.pad(part.flip(0), (0, 3)) for part in batch[1:3])
-    labels = torch.nn.functional.pad(batch.labels.flip(0), (0, 3), value=-100)
-    return Batch(batch.row_ids[::-1], *parts, labels)
+    tokens, mask = (F.pad(part.flip(0), (0, 3)) for part in (batch.tokens, batch.attention_mask))
+    labels = F.pad(batch.labels.flip(0), (0, 3), value=IGNORED_LABEL)
+    return Batch(batch.row_ids[::-1], tokens, mask, labels)
 
 
 def assert_replays(family: str) -> None:

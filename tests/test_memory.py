@@ -27,7 +27,7 @@ from tests.test_train import chat_rows, train_config
 from tests.tiny_families import FAMILIES, build_tiny_family
 
 CPU = torch.device("cpu")
-# What they do between hidden states and logits: nothing, a cap, a scale, a division, a cast, a shorter vocabulary.
+# What they do behind their head: nothing, a cap, a scale, a division, a cast, a shorter vocabulary.
 HEADS = ("glm_moe_dsa", "gpt_oss", "beam", "gemma4", "cohere2_moe", "granitemoe", "hy_v4", "inkling2")
 # In float32, of the largest value. Gemma's gradients move by 1.4e-6 when the loss is multiplied by a third.
 TOLERANCE, TOLERANCES = 1e-6, {"gemma4": 3e-6}

@@ -145,8 +145,10 @@ class PrefixCache:
                 self.model.base_model(**model_inputs(batch, device))
         except Reached as reached:
             output: Any = reached.output
-            self.n_outputs = len(output) if isinstance(output, tuple) else None
-            return output if self.n_outputs is None else output[0]
+            if not isinstance(output, tuple):
+                return output
+            self.n_outputs = len(output)
+            return output[0]
         raise self._refused(f"its forward does not come to layer {depth - 1}")
 
     def _instead(self, hidden_BTD: torch.Tensor, depth: int | None = None) -> dict[nn.Module, Any]:

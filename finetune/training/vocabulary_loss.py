@@ -67,7 +67,7 @@ def chunked_losses(
 
 
 def _hidden_states(model: Any, decoder: Any, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, type]:
-    """What the decoder hands to the head, [B, T, D], and the class it comes in. The head sees one token of it."""
+    """What the decoder hands to the head, [B, T, D], and the class it comes in; one token is let through."""
     run, kept = decoder.forward, []
 
     def keep(*arguments: Any, **named: Any) -> Any:

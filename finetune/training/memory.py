@@ -15,10 +15,12 @@ def prepare_memory(model: Any, config: MemoryConfig, n_processes: int) -> Prefix
     """
     if config.gradient_checkpointing:
         try:
-            # The reentrant kind wants inputs with a gradient, which a frozen embedding does not give.
             model.activation_checkpointing_enable({"use_reentrant": False})
         except ValueError as error:
             raise UserError(f"set train.memory.gradient_checkpointing=false: {error}") from error
+        # For a frozen embedding transformers makes its output ask for a gradient. This kind of checkpointing
+        # does without, and the layers below the first adapter would get a graph and be computed twice.
+        model.disable_input_require_grads()
     elif model.is_activation_checkpointing:
         model.activation_checkpointing_disable()
     if config.prefix_cache == "none":

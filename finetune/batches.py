@@ -33,6 +33,10 @@ class Batch(NamedTuple):
     attention_mask: torch.Tensor
     labels: torch.Tensor
 
+    def inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """What the model is called with."""
+        return {"input_ids": self.tokens.to(device), "attention_mask": self.attention_mask.to(device)}
+
 
 def encode_rows(
     tokenizer: Any,
@@ -77,15 +81,6 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
         attention_mask=torch.tensor([padded([1] * len(example.tokens), 0) for example in examples]),
         labels=torch.tensor([padded(example.labels, IGNORED_LABEL) for example in examples]),
     )
-
-
-def model_inputs(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """The arguments of a model's forward for `batch`."""
-    return {
-        "input_ids": batch.tokens.to(device),
-        "attention_mask": batch.attention_mask.to(device),
-        "use_cache": False,
-    }
 
 
 def n_trained_tokens(examples: Iterable[Example]) -> int:

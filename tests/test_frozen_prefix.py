@@ -116,8 +116,8 @@ def test_a_run_with_the_cache_learns_the_same(
         torch.testing.assert_close(state[name], value, rtol=0, atol=2e-6)
     assert losses == pytest.approx(plain_losses, abs=1e-6)
     # 16 rows in batches of 8: two batches compute the two frozen layers, four do not. The first one's check
-    # computes the frozen layers twice more, all three layers once, the frozen ones and layer 2 alone once, and
-    # the frozen ones for the line. Checkpointing computes layer 2 again in each of the six backwards.
+    # computes the frozen layers twice, all three once, the frozen ones and layer 2 apart, and the frozen ones
+    # for the line. Checkpointing computes layer 2 again in each of the six backwards.
     assert all_forwards.count(0) == all_forwards.count(2) == 6
     assert (forwards.count(0), forwards.count(2)) == (2 + 2 + 1 + 1 + 1, 6 + 2 + 6)
     assert list(tmp_path.iterdir()) == [], "the file has no name"
@@ -177,6 +177,13 @@ def test_a_base_cut_over_processes_is_refused(tiny_model: Any, monkeypatch: pyte
     refuse_sharded(tiny_model, 1)
     with pytest.raises(UserError, match="cut over the processes.*prefix_cache=none"):
         refuse_sharded(tiny_model, 2)
+
+
+def test_packed_rows_are_refused(tiny_model: Any) -> None:
+    packed: Any = padded_batch()._replace(attention_mask=None)  # type: ignore[arg-type]
+    refused = pytest.raises(UserError, match="rows that stand alone, and these are packed.*prefix_cache=none")
+    with refused, PrefixCache(tiny_model, MEMORY).replayed(packed, CPU):
+        pass
 
 
 def test_a_row_may_stand_twice_in_a_batch(tiny_model_factory: Any, tiny_tokenizer: Any) -> None:

@@ -1,6 +1,7 @@
 """Less memory changes nothing that is learnt: losses and gradients are those of the plain way."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from data_recipes.artefact import UserError
 from finetune.adapters.adapter import adapter_parameters, adapter_state, attach
 from finetune.batches import IGNORED_LABEL, Batch
+from finetune.cli import main
 from finetune.config import LoraConfig, MemoryConfig
 from finetune.moe import moe_layers
 from finetune.train import train_rows
@@ -250,3 +252,15 @@ def test_bfloat16_trains_a_float32_adapter_without_a_float32_copy_of_the_experts
     assert result.last_loss < result.first_loss - 0.3
     assert {value.dtype for value in adapter_parameters(model).values()} == {torch.float32}
     assert {value.dtype for value in model.parameters() if not value.requires_grad} == {torch.bfloat16}
+
+
+def test_each_bad_option_is_told_with_its_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ["loss_chunk_tokens=0", "prefix_cache_gb=0", f"prefix_cache_folder={tmp_path}/none"]
+    config = "configs/runs/quickstart.yaml"
+    assert main(["train", "--config", config, *(f"train.memory.{change}" for change in changes)]) == 2
+    said = capsys.readouterr().err
+    assert "train.memory.loss_chunk_tokens = 0: must be at least 1" in said
+    assert "train.memory.prefix_cache_gb = 0.0: must be above 0" in said
+    assert f"there is no folder {tmp_path}/none: create it" in said
+    assert main(["train", "--config", config, "train.memory.loss_chunk_tokens=most"]) == 2
+    assert "loss_chunk_tokens = 'most': must be one of auto, whole" in capsys.readouterr().err

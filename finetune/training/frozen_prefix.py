@@ -19,7 +19,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from data_recipes.artefact import UserError
-from finetune.batches import Batch, model_inputs
+from finetune.batches import Batch
 from finetune.config import MemoryConfig
 from finetune.moe import decoder_layers
 from finetune.processes import say
@@ -102,8 +102,14 @@ class PrefixCache:
         """Inside, a forward of `batch` begins behind the frozen layers.
 
         Raises:
-            UserError: at the first batch, when the model does not begin there, or draws random numbers below.
+            UserError: rows are packed; or, at the first batch, the model cannot begin there, or draws random
+                numbers below.
         """
+        if batch.attention_mask is None:
+            raise UserError(
+                "train.memory.prefix_cache keeps rows that stand alone, and these are packed: train them "
+                f"without packs, or {WAY_OUT}"
+            )
         if not self.is_checked:
             self._check(batch, device)
         if self.depth == 0:
@@ -142,7 +148,7 @@ class PrefixCache:
 
         try:
             with forwards_replaced({last: ends}):
-                self.model.base_model(**model_inputs(batch, device))
+                self.model.base_model(**batch.inputs(device), use_cache=False)
         except Reached as reached:
             output: Any = reached.output
             if not isinstance(output, tuple):
@@ -182,7 +188,7 @@ class PrefixCache:
 
     @torch.no_grad()
     def _gives_the_same(self, batch: Batch, device: torch.device, depth: int) -> bool:
-        inputs, is_token_BT = model_inputs(batch, device), batch.attention_mask.bool()
+        inputs, is_token_BT = {**batch.inputs(device), "use_cache": False}, batch.attention_mask.bool()
         expected = self.model.base_model(**inputs).last_hidden_state[is_token_BT].float()
         hidden_BTD = self._run(batch, device, depth)
         try:

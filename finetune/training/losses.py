@@ -12,15 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from finetune.adapters.adapter import check_first_backward, record_routing
-from finetune.batches import (
-    IGNORED_LABEL,
-    Batch,
-    Example,
-    collate,
-    contiguous_part,
-    model_inputs,
-    n_trained_tokens,
-)
+from finetune.batches import IGNORED_LABEL, Batch, Example, collate, contiguous_part, n_trained_tokens
 from finetune.config import TrainConfig
 from finetune.layouts.layout import Layout
 from finetune.training.bad_numbers import refuse_nan
@@ -36,7 +28,7 @@ def token_losses(
     Raises:
         UserError: as `chunked_losses`, when the logits are not made whole.
     """
-    inputs = model_inputs(batch, device)
+    inputs = {**batch.inputs(device), "use_cache": False}
     labels = batch.labels[:, 1:].to(device)
     is_trained = labels != IGNORED_LABEL
     n_chunk = chunk_length(model, loss_chunk_tokens, batch.tokens.numel())

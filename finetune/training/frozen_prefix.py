@@ -177,11 +177,8 @@ class PrefixCache:
             return
         below = self.depth
         self._refuse_random(batch, device)
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()  # no dropout in the adapter
-        self.depth = next((n for n in range(below, 0, -1) if self._gives_the_same(batch, device, n)), 0)
-        for module in training:
-            module.training = True
+        with _evaluating(self.model):  # no dropout in the adapter
+            self.depth = next((n for n in range(below, 0, -1) if self._gives_the_same(batch, device, n)), 0)
         if self.depth == 0:
             raise self._refused("a layer above needs more of the frozen ones than their hidden states")
         say(self._line(batch, device, below))
@@ -228,6 +225,18 @@ def n_layers_below_adapter(model: Any) -> int:
             number = name.removeprefix(prefix).partition(".")[0] if name.startswith(prefix) else "0"
             first = min(first, int(number))
     return first
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode; afterwards each of its modules is in the mode from before."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def refuse_sharded(model: nn.Module, n_processes: int) -> None:

@@ -9,15 +9,17 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from tuned_bases import build_qwen3_vl, give_values
 
 from data_recipes.artefact import UserError
 from finetune.adapters.adapter import adapter_parameters, adapter_state, attach
+from finetune.adapters.peft_model import get_expert_peft_model
 from finetune.batches import IGNORED_LABEL, Batch
 from finetune.cli import main
 from finetune.config import LoraConfig, MemoryConfig
 from finetune.moe import moe_layers
 from finetune.train import train_rows
-from finetune.training.frozen_prefix import n_layers_below_adapter
+from finetune.training.frozen_prefix import PrefixCache, n_layers_below_adapter
 from finetune.training.losses import token_losses
 from finetune.training.memory import prepare_memory
 from finetune.training.vocabulary_loss import (
@@ -264,3 +266,33 @@ def test_each_bad_option_is_told_with_its_key(tmp_path: Path, capsys: pytest.Cap
     assert f"there is no folder {tmp_path}/none: create it" in said
     assert main(["train", "--config", config, "train.memory.loss_chunk_tokens=most"]) == 2
     assert "loss_chunk_tokens = 'most': must be one of auto, whole" in capsys.readouterr().err
+
+
+def wrapped_in_peft(factory: Any) -> tuple[Any, str]:
+    plan = {"experts": {"2": [0, 1]}}
+    return get_expert_peft_model(factory(vocab_size=64), plan, LoraConfig(rank=2), seed=0), "glm_moe_dsa"
+
+
+def that_sees_images(_: Any) -> tuple[Any, str]:
+    model = build_qwen3_vl()
+    last = str(moe_layers(model)[-1].index)
+    attach(model, {"experts": {last: [0, 1]}}, LoraConfig(rank=2), seed=0, announces=False)
+    return model, "qwen3_vl_moe"
+
+
+@pytest.mark.parametrize("build", [wrapped_in_peft, that_sees_images])
+def test_a_wrapped_model_has_its_loss_in_chunks_and_its_frozen_layers_kept(
+    build: Any, tiny_model_factory: Any
+) -> None:
+    model, kind = build(tiny_model_factory)
+    assert model.config.model_type == kind
+    give_values(model)
+    batch = padded_batch()
+    losses, gradients = losses_and_gradients(model.train(), batch, "whole")
+    cache = PrefixCache(model, MemoryConfig(prefix_cache="memory"))
+    prepare_memory(model, MemoryConfig(gradient_checkpointing=True), 1)
+    for _ in range(2):
+        with cache.replayed(batch, CPU):
+            found, found_gradients = losses_and_gradients(model, batch, 4)
+        assert error_of(found, losses) <= 3e-6 and error_of(found_gradients, gradients) <= 3e-6
+    assert cache.depth >= 1 and len(cache.kept.rows) == 3

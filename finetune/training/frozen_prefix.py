@@ -47,12 +47,12 @@ class KeptRows:
         return key in self.rows
 
     def put(self, key: bytes, hidden_TD: torch.Tensor) -> None:
-        """Keep a row, unless there is no room.
+        """Keep a row, unless it is here already or there is no room.
 
         Raises:
             UserError: the disk is full.
         """
-        if self.n_bytes + hidden_TD.nbytes > self.max_bytes:
+        if key in self.rows or self.n_bytes + hidden_TD.nbytes > self.max_bytes:
             return
         # A slice would keep the whole batch alive.
         hidden_TD = hidden_TD.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

@@ -155,6 +155,30 @@ class ReplayConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """What makes training need less memory, or a later epoch less time; none of it changes what is learnt."""
+
+    gradient_checkpointing: bool = False  # compute a layer's activations again where the backward needs them
+    # Predictions whose logits are made at one time. "auto" makes all at once, as "whole" always does, unless
+    # they would be larger than training/vocabulary_loss.py allows.
+    loss_chunk_tokens: Literal["auto", "whole"] | int = "auto"
+    # Keep what the layers below the first adapter gave for a row, for the next epoch. Padding is zero then
+    # and goes to other experts: the same adapter to 1e-6, and with lora.dropout one of other draws.
+    prefix_cache: Literal["none", "memory", "disk"] = "none"
+    prefix_cache_gb: float = 4.0  # of each process at most; rows beyond it are computed again
+    prefix_cache_folder: str | None = None  # of "disk"; None is the system's folder for temporary files
+
+    def problems(self) -> list[str]:
+        """Values no run can use, as "key: reason"."""
+        chunk = self.loss_chunk_tokens
+        wrong = out_of_range({"loss_chunk_tokens": chunk}) if isinstance(chunk, int) else []
+        wrong += [] if self.prefix_cache_gb > 0 else ["prefix_cache_gb: must be above 0"]
+        if self.prefix_cache_folder is not None and not Path(self.prefix_cache_folder).is_dir():
+            wrong.append(f"prefix_cache_folder: there is no folder {self.prefix_cache_folder}: create it")
+        return wrong
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The training loop."""
 
@@ -180,6 +204,7 @@ class TrainConfig:
     tracker: str | None = None  # one that Accelerate knows, as "tensorboard", beside metrics.jsonl
     n_processes: int = 1  # expected processes; another count is an error
     n_threads: int | None = None  # CPU threads of a process; None leaves torch's choice
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
 
     def problems(self) -> list[str]:
         """Values no run can use, as "key: reason"."""
@@ -207,6 +232,10 @@ class TrainConfig:
             wrong.append(
                 "group_by_length: rows of a mixture or replay are drawn by their shares, not by length: set "
                 "pack_length_tokens to save padding"
+            )
+        if self.pack_length_tokens is not None and self.memory.prefix_cache != "none":
+            wrong.append(
+                "pack_length_tokens: memory.prefix_cache keeps rows that stand alone: leave one of them out"
             )
         return wrong
 

@@ -127,6 +127,21 @@ def shared_expert_prefixes(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{layer.name}.{name}." for layer in moe_layers(model) for name in SHARED_EXPERTS_NAMES)
 
 
+def decoder_layers(model: nn.Module, way_out: str) -> tuple[nn.ModuleList, str]:
+    """The list of layers that holds the experts, dense ones too, and its name with a dot behind it.
+
+    Raises:
+        UserError: experts lie in several such lists; `way_out` says what to do then.
+    """
+    prefixes = {re.split(r"(?<=layers)\.\d+", layer.name)[0] for layer in moe_layers(model)}
+    if len(prefixes) > 1:
+        raise UserError(f"the experts lie in several stacks of layers ({sorted(prefixes)}): {way_out}")
+    name = prefixes.pop()
+    layers = model.get_submodule(name)
+    assert isinstance(layers, nn.ModuleList)
+    return layers, f"{name}."
+
+
 def _is_experts(module: nn.Module) -> bool:
     return all(hasattr(module, attribute) for attribute in EXPERTS_ATTRIBUTES)
 

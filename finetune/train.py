@@ -34,6 +34,7 @@ from finetune.processes import say, start_accelerator
 from finetune.selecting.selection import read_plan
 from finetune.training.bad_numbers import refuse_nan
 from finetune.training.losses import evaluation_loss, step_gradients
+from finetune.training.memory import prepare_memory
 from finetune.training.monitor import Monitor, TrainResult
 from finetune.training.optimizer import adapter_optimizer, set_learning_rate
 from finetune.training.training_rows import (
@@ -77,6 +78,7 @@ def train_rows(
     layout.broadcast(parameters)
     if config.pack_length_tokens is not None:
         refuse_unpackable(model, data.of_step(0), config.pack_length_tokens)
+    prefix = prepare_memory(model, config.memory, layout.accelerator.num_processes)
     optimizer = adapter_optimizer(model, config)
     monitor = Monitor(layout.accelerator, metrics_path, config.steps)
     pad_token_id = tokenizer.pad_token_id
@@ -87,7 +89,7 @@ def train_rows(
         monitor.step_begins(examples, n_positions(parts))
         learning_rate = set_learning_rate(optimizer, step, config)
 
-        own_loss = step_gradients(model, parts, step, config, layout, seed, pad_token_id, step == 0)
+        own_loss = step_gradients(model, parts, step, config, layout, seed, pad_token_id, step == 0, prefix)
         layout.sum_gradients(parameters)
         loss = layout.sum_over_rows(own_loss)
         gradient_norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm))

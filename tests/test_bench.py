@@ -236,7 +236,7 @@ def test_an_unknown_preset_and_a_name_without_json_are_one_message(
 ):
     assert main(["bench", "--preset", "gpu"]) == 2
     assert capsys.readouterr().err == (
-        "error: there is no preset 'gpu': presets are cpu; or give --config FILE\n"
+        "error: there is no preset 'gpu': presets are cpu, memory; or give --config FILE\n"
     )
     assert main(["bench", "--config", tiny_file(tmp_path), "--json", "numbers.svg"]) == 2
     assert "--json numbers.svg: give a name that ends in .json" in capsys.readouterr().err

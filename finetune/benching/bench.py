@@ -29,6 +29,10 @@ from data_recipes.artefact import UserError, write_artefact
 from data_recipes.settings import load_settings, out_of_range, settings_dict
 from finetune.benching.bench_report import PAIR, summarise, table, write_plot
 
+Contestants = Literal[
+    "floor", "selected", "all", "peft_all", "trl_peft_all",
+    "plain", "checkpointing", "chunked_loss", "bfloat16", "prefix_cache", "together",
+]  # fmt: skip
 PRESETS = Path(__file__).parents[2] / "configs" / "bench"
 TRL_MISSING = "TRL is not installed: pip install 'local-experts[trl]'"
 
@@ -51,13 +55,16 @@ class BenchConfig:
     chosen: int = 16  # experts of a layer that get LoRA
     chosen_share: float | None = None  # of routed rows that go to chosen experts; None is chosen / experts
     # The floor is attention LoRA alone; the others have it too, and LoRA on the chosen or on all experts.
-    contestants: tuple[Literal["floor", "selected", "all", "peft_all", "trl_peft_all"], ...] = (
+    # Those from plain on have LoRA on the chosen experts alone, and an option of train.memory each.
+    contestants: tuple[Contestants, ...] = (
         "floor",
         "selected",
         "all",
         "peft_all",
         "trl_peft_all",
     )
+    adapted_layers: int | None = None  # from plain on: MoE layers with LoRA, the upper ones; None is all
+    loss_chunk_tokens: int = 128  # of chunked_loss and together
     scaling: tuple[int, ...] = ()  # other numbers of experts, to see whether the price of LoRA depends on it
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen weights
     experts_implementation: Literal["grouped_mm", "eager", "batched_mm"] = "grouped_mm"
@@ -78,12 +85,15 @@ class BenchConfig:
         """Values no bench can use, as "key: reason"."""
         counts = ("hidden", "expert_width", "experts", "top_k", "moe_layers", "heads", "vocabulary", "tokens")
         counts += ("length_tokens", "rank", "chosen", "threads", "rounds", "steps_per_round", "warmup_steps")
-        wrong = out_of_range({name: getattr(self, name) for name in (*counts, "matmul_size")})
+        counts += ("matmul_size", "adapted_layers", "loss_chunk_tokens")
+        wrong = out_of_range({name: getattr(self, name) for name in counts})
         wrong += out_of_range({"dense_layers": self.dense_layers, "seed": self.seed}, minimum=0)
         for name in ("chosen", "top_k"):
             if getattr(self, name) > self.experts:
                 wrong.append(f"{name}: must be at most experts ({self.experts})")
         least = max(self.chosen, self.top_k)
+        if self.adapted_layers is not None and self.adapted_layers > self.moe_layers:
+            wrong.append(f"adapted_layers: must be at most moe_layers ({self.moe_layers})")
         if any(n_experts < least for n_experts in self.scaling):
             wrong.append(f"scaling: every number must be at least chosen and top_k ({least})")
         if self.hidden % 8 or self.expert_width % 8:

@@ -167,7 +167,7 @@ def _router_logits(model: Any, layer: MoeLayer, ids: torch.Tensor) -> torch.Tens
 
     handle = layer.router.register_forward_hook(keep)
     try:
-        model(input_ids=ids, use_cache=False)
+        model.base_model(input_ids=ids, use_cache=False)  # the head is nothing to a router
     finally:
         handle.remove()
     return kept[0]

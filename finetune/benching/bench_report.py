@@ -11,6 +11,16 @@ from pathlib import Path
 from typing import Any
 
 PAIR = ("selected", "floor")  # their difference is the price of LoRA on chosen experts
+# What trains with an option of train.memory, each beside the first.
+MEMORY_TITLES = {
+    "plain": "plain step",
+    "checkpointing": "gradient checkpointing",
+    "chunked_loss": "loss in chunks",
+    "bfloat16": "bfloat16",
+    "prefix_cache": "frozen layers kept",
+    "together": "all four",
+}
+OVER_PLAIN = {f"{name}_over_plain": (name, "plain") for name in MEMORY_TITLES if name != "plain"}
 # Name of a ratio -> (numerator, denominator).
 TIME_RATIOS = {
     "selected_over_floor": PAIR,
@@ -18,12 +28,14 @@ TIME_RATIOS = {
     "peft_all_over_selected": ("peft_all", "selected"),
     "peft_all_over_all": ("peft_all", "all"),
     "trl_peft_all_over_selected": ("trl_peft_all", "selected"),
+    **OVER_PLAIN,
 }
 MEMORY_RATIOS = {
     "selected_over_floor": PAIR,
     "selected_over_peft_all": ("selected", "peft_all"),
     "all_over_peft_all": ("all", "peft_all"),
     "selected_over_trl_peft_all": ("selected", "trl_peft_all"),
+    **OVER_PLAIN,
 }
 TITLES = {
     "floor": "attention LoRA (floor)",
@@ -31,6 +43,7 @@ TITLES = {
     "all": "ours, all experts",
     "peft_all": "PEFT, all experts",
     "trl_peft_all": "TRL and PEFT, all experts",
+    **MEMORY_TITLES,
 }
 Round = Mapping[str, Mapping[str, Any]]  # contestant -> what its steps took in one round
 MB = 1e6
@@ -63,7 +76,7 @@ def summarise(
         **{kind: {title: one["median"] for title, one in found.items()} for kind, found in spread.items()},
         "spread": spread,
         "memory": _memory(contestants),
-        "matmul_share": ours["matmul_share"]["median"],
+        "matmul_share": ours["matmul_share"] and ours["matmul_share"]["median"],
         "contestants": contestants,
         **({"scaling": _scaling(by_experts)} if by_experts else {}),
     }
@@ -88,10 +101,11 @@ def table(report: Mapping[str, Any]) -> str:
     """The report as text; the same from a report that was written to a file and read again."""
     settings, machine, contestants = report["settings"], report["machine"], report["contestants"]
     some = next(iter(contestants.values()))
+    n_adapted = settings.get("adapted_layers") or settings["moe_layers"]
     lines = [
         f"A step of {settings['tokens']:,} tokens: hidden {settings['hidden']}, "
         f"{settings['experts']} experts of width {settings['expert_width']}, top-{settings['top_k']};",
-        f"{settings['chosen']} chosen in each of {settings['moe_layers']} layers, rank {settings['rank']}; "
+        f"{settings['chosen']} chosen in each of {n_adapted} layers, rank {settings['rank']}; "
         f"{settings['dtype']}, {settings['experts_implementation']}.",
         f"{machine['processor']}, {some['threads']} threads, {some['device']}; "
         f"{settings['rounds']} rounds of {settings['steps_per_round']} steps; "
@@ -149,11 +163,11 @@ def write_plot(report: Mapping[str, Any], path: Path) -> None:
 
 
 def _row(found: Mapping[str, Any]) -> str:
-    step = found["step_s"]
+    step, share = found["step_s"], found["matmul_share"]
     return (
         f"{step['median']:>7.3f} s{step['min']:>9.3f} to{step['max']:>6.3f}"
         f"{found['processor_s']['median']:>9.3f} s{found['peak_bytes']['median'] / MB:>10,.0f} MB"
-        f"{found['matmul_share']['median']:>14.2f}"
+        f"{format(share['median'], '.2f') if share else '-':>14}"
     )
 
 
@@ -179,9 +193,9 @@ def _scaling_lines(scaling: Mapping[str, Any] | None) -> list[str]:
 
 def _contestant(facts: Mapping[str, Any], turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rates = [turn["matmul_flops_per_s"] for turn in turns]
-    shares = [
-        facts["flops"] / (_median_step(turn, "step_s") * rate)
-        for turn, rate in zip(turns, rates, strict=True)
+    flops = facts["flops"]
+    shares = flops and [
+        flops / (_median_step(turn, "step_s") * rate) for turn, rate in zip(turns, rates, strict=True)
     ]
     return {
         **facts,
@@ -189,7 +203,7 @@ def _contestant(facts: Mapping[str, Any], turns: Sequence[Mapping[str, Any]]) ->
         "processor_s": spread_of([seconds for turn in turns for seconds in turn["processor_s"]]),
         "peak_bytes": spread_of([turn["peak_bytes"] for turn in turns]),
         "matmul_flops_per_s": spread_of(rates),
-        "matmul_share": spread_of(shares),
+        "matmul_share": shares and spread_of(shares),
     }
 
 

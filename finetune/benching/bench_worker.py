@@ -25,6 +25,8 @@ from data_recipes.artefact import UserError
 from finetune.adapters.adapter import attach
 from finetune.benching.bench import BenchConfig
 from finetune.benching.bench_model import build_model, random_plan, send_rows, step_flops, token_ids
+from finetune.benching.bench_report import MEMORY_TITLES
+from finetune.benching.memory_contestants import prepare_with_memory
 from finetune.config import LoraConfig
 from finetune.model import choose_device
 from finetune.moe import moe_layers
@@ -42,10 +44,13 @@ class Contestant(NamedTuple):
     step: Callable[[], float]  # returns the loss
     optimizer: torch.optim.Optimizer
     chosen_rows: dict[int, int]  # layer index -> routed rows on experts with LoRA
+    takes_whole_step: bool = True  # attention LoRA in every layer, nothing computed twice or left out
 
 
 def prepare(config: BenchConfig, contestant: str, n_experts: int) -> Contestant:
     """Build the model, give it the contestant's adapter and an optimizer."""
+    if contestant in MEMORY_TITLES:
+        return Contestant(*prepare_with_memory(config, contestant, n_experts, LEARNING_RATE), False)
     model = build_model(config, n_experts)
     ids = token_ids(config)
     layers = moe_layers(model)
@@ -82,7 +87,10 @@ def prepare(config: BenchConfig, contestant: str, n_experts: int) -> Contestant:
 
 
 def facts(config: BenchConfig, found: Contestant, n_experts: int) -> dict[str, Any]:
-    """What the contestant is: bytes (of gradients, before they are dropped) and FLOPs."""
+    """What the contestant is: bytes (of gradients, before they are dropped) and FLOPs.
+
+    FLOPs are None where a step computes more or less than those are counted for.
+    """
     trained = [parameter for parameter in found.model.parameters() if parameter.requires_grad]
     state = [value for group in found.optimizer.state.values() for value in group.values()]
     model_config = found.model.config
@@ -96,9 +104,9 @@ def facts(config: BenchConfig, found: Contestant, n_experts: int) -> dict[str, A
         "optimizer_bytes": sum(value.nbytes for value in state if torch.is_tensor(value)),
         "chosen_rows": sum(found.chosen_rows.values()),
         "routed_rows": config.tokens * config.top_k * config.moe_layers,
-        "flops": step_flops(
-            model_config, config.tokens, config.length_tokens, config.rank, found.chosen_rows
-        ),
+        "flops": step_flops(model_config, config.tokens, config.length_tokens, config.rank, found.chosen_rows)
+        if found.takes_whole_step
+        else None,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

@@ -6,7 +6,6 @@ with plain reads into memory that is already there: no file is mapped, and besid
 one expert, or `CHUNK_BYTES` of another tensor, is in memory.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from finetune.config import BaseConfig
 from finetune.exporting.checkpoint_files import DTYPES, Place, checkpoint_folder, read_places
 from finetune.exporting.checkpoint_names import model_type
 from finetune.model import sampled_bytes
-from finetune.moe import moe_layers
+from finetune.moe import decoder_layers
 
 CHUNK_BYTES = 1 << 25
 
@@ -78,7 +77,7 @@ def open_weights(base: BaseConfig, device: torch.device) -> LayerWeights:
     folder = checkpoint_folder(base)
     places = read_places(folder)
     model, quantizer = _empty_model(base, folder)
-    layers, prefix = _decoder_layers(model)
+    layers, prefix = decoder_layers(model, "set profile.offload=false")
     meta = dict(model.state_dict())
     parts: dict[int | str, dict[str, Stored]] = {}
     for target, stored in _sources(model, quantizer, places, meta).items():
@@ -168,19 +167,6 @@ def _compute_buffers(model: Any) -> None:
         module._is_hf_initialized = False
     with torch.random.fork_rng(devices=[]):
         model.initialize_weights()  # does nothing to what is on the meta device
-
-
-def _decoder_layers(model: Any) -> tuple[nn.ModuleList, str]:
-    """The list of layers that holds the experts, and its name with a dot behind it."""
-    prefixes = {re.split(r"(?<=layers)\.\d+", layer.name)[0] for layer in moe_layers(model)}
-    if len(prefixes) > 1:
-        raise UserError(
-            f"the experts lie in several stacks of layers ({sorted(prefixes)}): set profile.offload=false"
-        )
-    name = prefixes.pop()
-    layers = model.get_submodule(name)
-    assert isinstance(layers, nn.ModuleList)
-    return layers, f"{name}."
 
 
 def _sources(

@@ -7,8 +7,7 @@ those of the whole model in memory.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,9 @@ from finetune.processes import say
 from finetune.profiling.hidden_states import HiddenStates, kept_hidden_states, map_tensors, tensors_of
 from finetune.profiling.layer_weights import LayerWeights, drop_part, load_part, part_bytes, stored_bytes
 from finetune.profiling.planner import MEMORY_FACTOR, free_memory_bytes
+from finetune.replaced_forwards import Reached, forwards_replaced
 
 Batch = Mapping[str, torch.Tensor]  # arguments of the decoder's forward: input_ids, attention_mask
-
-
-class _Reached(Exception):
-    """Ends a forward where nothing more is wanted of it; carries what the layer returned."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output
 
 
 def run_layer_by_layer(
@@ -98,7 +90,7 @@ def _forward_one_layer(weights: LayerWeights, number: int, before: Any, inputs: 
         for name, value in mappings.items():
             if value.keys() != contents[name].keys() or any(value[k] is not contents[name][k] for k in value):
                 raise _refused(weights, f"its layer {number} leaves something for later ones in {name}")
-        raise _Reached(output)
+        raise Reached(output)
 
     blank = _blank_embedding(weights, inputs["input_ids"])
     return _run_to(weights, number, lambda *_, **__: before, wanted, inputs, blank)
@@ -123,9 +115,9 @@ def _run_to(
     if number > 0:
         forwards[weights.model.get_input_embeddings()] = lambda *_, **__: blank_BTD
     try:
-        with _forwards_replaced(forwards):
+        with forwards_replaced(forwards):
             weights.model.base_model(**inputs, use_cache=False)
-    except _Reached as reached:
+    except Reached as reached:
         return reached.output
     raise _refused(weights, f"its forward does not come to layer {number}")
 
@@ -135,18 +127,6 @@ def _refused(weights: LayerWeights, reason: str) -> UserError:
         f"{model_type(weights.model)} cannot be run layer by layer: {reason}; set profile.offload=false, on "
         "a machine that holds the model"
     )
-
-
-@contextmanager
-def _forwards_replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Each module's forward is another while this is entered."""
-    try:
-        for module, forward in forwards.items():
-            module.forward = forward
-        yield
-    finally:
-        for module in forwards:
-            vars(module).pop("forward", None)
 
 
 def _blank_embedding(weights: LayerWeights, ids_BT: torch.Tensor) -> torch.Tensor:
@@ -192,7 +172,7 @@ def _require_carried(weights: LayerWeights, number: int, before: Any, inputs: Ba
                 f"its layer {number} gets {len(shapes)} tensor(s), the first of shape {shapes[0]}, made from "
                 "earlier layers or from the embedding, which are not kept",
             )
-        raise _Reached(before)
+        raise Reached(before)
 
     with _Follow(tensors_of((outputs, blank))) as follow:
         _run_to(weights, number, lambda earlier, *_, **__: outputs[earlier], wanted, inputs, blank)

@@ -17,27 +17,39 @@ from finetune.batching.packing import Pack, collate_packs
 from finetune.config import TrainConfig
 from finetune.layouts.layout import Layout
 from finetune.training.bad_numbers import refuse_nan
+from finetune.training.frozen_prefix import PrefixCache
+from finetune.training.vocabulary_loss import chunk_length, chunked_losses
 
 
-def token_losses(model: Any, batch: Batch, device: torch.device) -> torch.Tensor:
-    """Cross-entropy in nats of every trained prediction of `batch`, one number each, in float32."""
-    output = model(**batch.inputs(device), use_cache=False)
+def token_losses(
+    model: Any, batch: Batch, device: torch.device, loss_chunk_tokens: str | int = "auto"
+) -> torch.Tensor:
+    """Cross-entropy in nats of every trained prediction of `batch`, one number each, in float32.
+
+    Raises:
+        UserError: as `chunked_losses`, when the logits are not made whole.
+    """
+    inputs = {**batch.inputs(device), "use_cache": False}
     labels = batch.labels[:, 1:].to(device)
     is_trained = labels != IGNORED_LABEL
+    n_chunk = chunk_length(model, loss_chunk_tokens, batch.tokens.numel())
+    if n_chunk is not None:
+        return chunked_losses(model, inputs, is_trained, labels[is_trained], n_chunk)
     # Prompt and padding are dropped before the cast: float32 logits of every position can outweigh the model.
-    logits = output.logits[:, :-1][is_trained].float()
+    logits = model(**inputs).logits[:, :-1][is_trained].float()
     return F.cross_entropy(logits, labels[is_trained], reduction="none")
 
 
 def step_gradients(
     model: Any, parts: Sequence[Sequence[Pack]], step: int, config: TrainConfig, layout: Layout, seed: int,
-    pad_token_id: int, is_first: bool,
+    pad_token_id: int, is_first: bool, prefix: PrefixCache | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Add this process's share of the gradients of a step's rows, and return its share of the mean loss.
 
     `parts` are the forward passes of all processes (`finetune.batching.packing.parts_of_step`).
 
     After the first backward of a run (`is_first`) it is checked that the adapter, and nothing else, learns.
+    `prefix` gives what it kept of the frozen layers below.
 
     Raises:
         UserError: a loss that is not a number, an adapter that does not learn.
@@ -52,10 +64,12 @@ def step_gradients(
         # Of the part within the step, over all processes: its dropout does not ask who computes it.
         number = layout.data_index * config.accumulate + part
         with (
+            prefix.replayed(batch, layout.device) if prefix is not None else nullcontext(),
             random_numbers_of(layout.device, seed, step, number),
             record_routing(model) if checks else nullcontext({}) as routing,
         ):
-            loss = token_losses(model, batch, layout.device).sum() / n_trained
+            losses = token_losses(model, batch, layout.device, config.memory.loss_chunk_tokens)
+            loss = losses.sum() / n_trained
         refuse_nan("loss", float(loss.detach()), step, batch.row_ids)
         layout.accelerator.backward(loss)
         if checks:
@@ -76,7 +90,8 @@ def evaluation_loss(
     # others waiting. What is run in place of rows that are not there does not count.
     for start in range(0, -(-len(examples) // layout.n_data), config.batch_size):
         own = mine[start : start + config.batch_size]
-        losses = token_losses(model, collate(own or examples[:1], pad_token_id), layout.device)
+        batch = collate(own or examples[:1], pad_token_id)
+        losses = token_losses(model, batch, layout.device, config.memory.loss_chunk_tokens)
         total += losses.sum() if own else 0
     model.train()
     return layout.sum_over_rows(total) / n_trained_tokens(examples)

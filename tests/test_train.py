@@ -136,13 +136,17 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another_order(
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_the_row_order_is_the_hash_of_the_ids_of_each_step(chat_model: Any, tiny_tokenizer: Any) -> None:
+def test_the_row_order_is_a_chain_of_hashes_of_the_ids_of_each_step(
+    chat_model: Any, tiny_tokenizer: Any
+) -> None:
     rows = chat_rows(24)
     result = train_rows(chat_model, tiny_tokenizer, rows, train_config(steps=4), 3)
     steps = [[rows[number]["id"] for number in step_rows(24, 8, step, 3)] for step in range(4)]
     assert len({row for step in steps[:3] for row in step}) == 24, "the fourth step begins another epoch"
-    told = "".join(json.dumps(step) for step in steps)
-    assert result.row_order_sha256 == hashlib.sha256(told.encode()).hexdigest()
+    told = ""
+    for step in steps:
+        told = hashlib.sha256((told + json.dumps(step)).encode()).hexdigest()
+    assert result.row_order_sha256 == told
 
 
 def test_the_step_time_is_the_median_of_the_steps_told(

@@ -10,7 +10,7 @@ does the learning rate.
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,25 +93,31 @@ def read_tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 def checkpoint_folders(root: Path) -> list[Path]:
     """Folders of checkpoints under `root`, by step."""
-    found = {path: re.fullmatch(r"step-(\d+)", path.name) for path in root.glob("step-*")}
-    return sorted((path for path, match in found.items() if match), key=lambda path: int(path.name[5:]))
+    return sorted((path for path in root.glob("step-*") if re.fullmatch(r"step-\d+", path.name)), key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """How many steps were done, by the name of a checkpoint's folder."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def remove_checkpoints(root: Path, keep: int = 0) -> None:
-    """Remove all but the newest `keep`, and what killed processes left half written.
-
-    With none left, `root` goes too when nothing else is in it.
-    """
+    """Remove all but the newest `keep`; with none left, `root` goes too when nothing else is in it."""
     folders = checkpoint_folders(root)
-    for folder in folders[: len(folders) - keep]:
+    remove_folders(root, folders[: max(0, len(folders) - keep)])
+    if not keep and root.is_dir() and not any(root.iterdir()):
+        root.rmdir()
+
+
+def remove_folders(root: Path, folders: Iterable[Path]) -> None:
+    """Remove these folders of checkpoints under `root`, and what killed processes left half written."""
+    for folder in folders:
         # Renamed first: killed in the middle, this leaves no checkpoint that only looks like one.
         gone = folder.with_name(f".{folder.name}.partial-old")
         shutil.rmtree(gone, ignore_errors=True)
         os.replace(folder, gone)
     for unfinished in root.glob(".step-*.partial-*"):
         shutil.rmtree(unfinished, ignore_errors=True)
-    if not keep and root.is_dir() and not any(root.iterdir()):
-        root.rmdir()
 
 
 def _flush(path: Path) -> None:

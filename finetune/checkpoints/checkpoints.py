@@ -24,10 +24,13 @@ from finetune.checkpoints.checkpoint_files import (
     HEAD_FILE,
     METRICS_FILE,
     Checkpoint,
+    checkpoint_folders,
     newest_whole,
     read_tensors,
     read_whole,
     remove_checkpoints,
+    remove_folders,
+    step_of,
     write_checkpoint,
 )
 from finetune.checkpoints.same_run import CHANGEABLE, differences
@@ -184,15 +187,17 @@ class Checkpoints:
         if self.config.resume == "never":
             remove_checkpoints(self.root)
             return None
-        remove_checkpoints(self.root, keep=len(list(self.root.glob("step-*"))))  # what is half written
         found = newest_whole(self.root)
-        if found is None:
-            if self.config.resume == "must":
-                raise UserError(
-                    f"train.checkpoint.resume=must, but {self.root} holds no whole checkpoint: set it to auto"
-                )
-            return None
-        self._refuse_another_run(found)
+        if found is not None:
+            self._refuse_another_run(found)
+        elif self.config.resume == "must":
+            raise UserError(
+                f"train.checkpoint.resume=must, but {self.root} holds no whole checkpoint: set it to auto"
+            )
+        # Damaged ones are in the way of those to come.
+        step = found.step if found else 0
+        folders = checkpoint_folders(self.root)
+        remove_folders(self.root, [folder for folder in folders if step_of(folder) > step])
         return found
 
     def _refuse_another_run(self, found: Checkpoint) -> None:

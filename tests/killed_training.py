@@ -68,8 +68,9 @@ def kill(children: Sequence[BaseProcess]) -> None:
         child.join()
 
 
-def train_by_command(config_file: Path, changes: Sequence[str]) -> None:
-    """`local-experts train`, as the command line runs it."""
+def train_by_command(config_file: Path, changes: Sequence[str], folder: Path = ROOT) -> None:
+    """`local-experts train`, as the command line runs it in `folder`."""
+    os.chdir(folder)
     sys.exit(cli.main(["train", "--config", str(config_file), *changes]))
 
 

@@ -58,13 +58,13 @@ def chat_model(tiny_model_factory: Any) -> Any:
     return model
 
 
-def write_run_inputs(folder: Path, model: Any, tokenizer: Any) -> RunConfig:
+def write_run_inputs(folder: Path, model: Any, tokenizer: Any, rows: Any = None) -> RunConfig:
     """Lay out what train_stage reads under `folder`; returns the config that names it."""
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     base = BaseConfig(model=str(folder / "base"), device="cpu")
     loaded, _ = load_model(base)
-    rows = chat_rows(24)
+    rows = rows or chat_rows(24)
     splits: Any = {"train": Dataset.from_list(rows), "validation": Dataset.from_list(rows[:6])}
     DatasetDict(splits).save_to_disk(str(folder / "run" / "data"))
     write_artefact(folder / "run/data/manifest.json", "dataset_manifest", {}, {"content_hash": "c" * 64})

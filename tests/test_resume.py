@@ -10,10 +10,7 @@ import json
 import random
 import resource
 import shutil
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,96 +18,37 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from killed_training import train_with_kills
+from interrupted_training import (
+    EVERY_TWO,
+    LORA,
+    Crash,
+    Training,
+    adapter_bytes,
+    after_optimizer_step,
+    crash,
+    crashed,
+    lines_without_times,
+    save_run,
+    told_by_both,
+    train_in_two_processes,
+    wait_for,
+)
+from killed_training import end, kill, start, train_by_command, train_with_kills
 from safetensors.torch import load_file
-from test_train import PLAN, chat_rows, train_config, write_run_inputs
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch import nn
 
 from data_recipes.artefact import UserError, write_json
 from data_recipes.settings import settings_dict
-from finetune import cli
-from finetune.adapters.adapter import adapter_state, attach
-from finetune.batches import Example, step_rows
 from finetune.checkpoints.checkpoint_files import checkpoint_folders
-from finetune.checkpoints.checkpoints import Checkpoints
-from finetune.checkpoints.stop_signals import Stopped, stop_requests
-from finetune.config import CheckpointConfig, LoraConfig, RunConfig, load_run_config
+from finetune.checkpoints.checkpoints import check_same
+from finetune.config import CheckpointConfig, RunConfig, load_run_config
 from finetune.layouts.layout import data_parallel
-from finetune.model import load_model
 from finetune.processes import start_accelerator
-from finetune.train import train_rows, train_stage
-from finetune.training.bad_numbers import BadNumbers
+from finetune.train import train_stage
 
-LORA = LoraConfig(rank=4, alpha=8.0, dropout=0.2, attention=True)
-EVERY_TWO = CheckpointConfig(every_steps=2, every_minutes=None)
 # Name, processes, changes to the config. Each is killed, and must end with its own uninterrupted adapter.
 LAYOUTS = [("one process", 1, ()), ("data parallel", 2, ())]
 N_KILLS = 50  # over all layouts
-
-
-class Crash(Exception):
-    """What ends a training in the middle."""
-
-
-@contextmanager
-def after_optimizer_step(number: int, action: Any) -> Iterator[None]:
-    """Inside, `action()` is called when the optimizer has made its `number`-th step (from 1)."""
-    counted = iter(range(1, 1000))
-    handle = register_optimizer_step_post_hook(lambda *_: action() if next(counted) == number else None)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def crash() -> None:
-    raise Crash
-
-
-class Training:
-    """One training of a fresh tiny model, with everything it leaves."""
-
-    def __init__(self, model_factory: Any, tokenizer: Any, folder: Path) -> None:
-        self.model_factory, self.tokenizer, self.folder = model_factory, tokenizer, folder
-        self.rows = chat_rows(24)
-        self.optimizers: list[torch.optim.Optimizer] = []
-
-    def run(self, options: CheckpointConfig = EVERY_TWO, **changes: Any) -> None:
-        """Train for nine steps, going on from what is in the folder."""
-        model = self.model_factory(vocab_size=262)
-        attach(model, PLAN, LORA, seed=0)
-        config = train_config(steps=9, weight_decay=0.1, **changes)
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", options, {"train.steps": 9})
-        seen = register_optimizer_step_post_hook(lambda optimizer, *_: self.optimizers.append(optimizer))
-        try:
-            self.result = train_rows(
-                model,
-                self.tokenizer,
-                self.rows,
-                config,
-                3,
-                self.rows[:6],
-                self.folder / "metrics.jsonl",
-                checkpoints=self.checkpoints,
-            )
-        finally:
-            seen.remove()
-        self.adapter = adapter_state(model)
-
-    def optimizer_state(self) -> list[dict[str, torch.Tensor]]:
-        """The state of each parameter, in the optimizer's order."""
-        state = self.optimizers[-1].state_dict()["state"]
-        return [state[number] for number in sorted(state)]
-
-    def metrics(self) -> list[dict[str, float]]:
-        """The lines of metrics.jsonl without times."""
-        return lines_without_times(self.folder / "metrics.jsonl")
-
-
-def lines_without_times(path: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    times = ("tokens_per_s", "step_time_s")
-    return [{key: value for key, value in line.items() if key not in times} for line in lines]
 
 
 @pytest.fixture
@@ -120,16 +58,7 @@ def training(tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path) -> Tr
 
 @pytest.fixture
 def saved_run(tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path) -> RunConfig:
-    """A run on disk that saves every two of its steps, with its config in config.yaml."""
-    config = write_run_inputs(tmp_path, tiny_model_factory(vocab_size=262), tiny_tokenizer)
-    train = replace(config.train, steps=12, checkpoint=EVERY_TWO)
-    config = replace(config, train=train, lora=LORA)
-    write_json(tmp_path / "config.yaml", settings_dict(config))  # JSON is YAML
-    return config
-
-
-def adapter_bytes(folder: Path) -> bytes:
-    return (folder / "run/adapter/adapter.safetensors").read_bytes()
+    return save_run(tiny_model_factory(vocab_size=262), tiny_tokenizer, tmp_path)
 
 
 def test_a_run_that_went_on_equals_the_uninterrupted_one_to_the_bit(
@@ -221,12 +150,6 @@ def test_checkpoints_come_by_time_at_no_more_than_two_hundredths_of_it(training:
     assert not root.exists(), "a run that takes a second writes none"
 
 
-def crashed(config: RunConfig) -> None:
-    """Train until the fifth step, of which nothing is saved."""
-    with after_optimizer_step(5, crash), pytest.raises(Crash):
-        train_stage(config)
-
-
 DATA_MESSAGE = "data was cccccccccccc, is dddddddddddd"
 
 
@@ -280,36 +203,6 @@ def test_a_stage_that_crashed_goes_on_and_leaves_only_the_adapter(
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"data", "plan.json", "adapter"}
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_signal_saves_the_step_under_way_and_ends_with_its_exit_code(
-    saved_run: RunConfig,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    number: signal.Signals,
-    exit_code: int,
-) -> None:
-    former = signal.getsignal(number)
-    # A launcher hands the signal on, so that it may come twice.
-    with after_optimizer_step(5, lambda: [signal.raise_signal(number) for _ in range(2)]):
-        assert cli.main(["train", "--config", str(tmp_path / "config.yaml")]) == exit_code
-    saved = tmp_path / "run/checkpoints/step-5"
-    assert f"stopped by {number.name}; the same command goes on from {saved}" in capsys.readouterr().err
-    assert signal.getsignal(number) is former
-    assert not (tmp_path / "run/adapter").exists()
-    assert cli.main(["train", "--config", str(tmp_path / "config.yaml")]) == 0
-    assert f"resumed from step 5 of {saved}" in capsys.readouterr().out
-
-
-def test_a_second_ctrl_c_ends_at_once_and_a_signal_after_the_last_step_is_not_lost() -> None:
-    with pytest.raises(KeyboardInterrupt), stop_requests() as request:
-        signal.raise_signal(signal.SIGINT)
-        request.received_at -= 5
-        signal.raise_signal(signal.SIGINT)
-    with pytest.raises(Stopped, match="stopped by SIGTERM after the last step") as caught, stop_requests():
-        signal.raise_signal(signal.SIGTERM)
-    assert caught.value.exit_code == 75
-
-
 def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint_before(
     training: Training, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -330,62 +223,6 @@ def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint_before(
     assert "resumed from step 2 of" in capsys.readouterr().out
 
 
-def test_a_loss_that_is_no_number_names_rows_and_last_checkpoint_and_saves_nothing(
-    training: Training,
-) -> None:
-    poison = training.model_factory
-    seen: list[Any] = []
-
-    def remembered(**settings: Any) -> Any:
-        seen.append(poison(**settings))
-        return seen[-1]
-
-    def harm() -> None:
-        with torch.no_grad():
-            seen[-1].lm_head.weight[7] = float("nan")
-
-    training.model_factory = remembered
-    ids = ", ".join(training.rows[number]["id"] for number in step_rows(24, 8, 5, 3))
-    message = (
-        rf"loss is nan at step 6, rows {ids}: nothing of this step is kept; the last good checkpoint is "
-    )
-    with after_optimizer_step(5, harm), pytest.raises(UserError, match=message + r".*/step-4; lower"):
-        training.run()
-    assert [path.name for path in checkpoint_folders(training.folder / "checkpoints")] == ["step-2", "step-4"]
-
-
-def test_a_gradient_that_is_no_number_names_all_rows_of_the_step() -> None:
-    examples = [Example(f"r{number}", [1], [1]) for number in range(40)]
-    numbers = BadNumbers(train_config(), data_parallel(start_accelerator(1, "cpu")))
-    with pytest.raises(UserError, match="gradient norm is inf at step 3, rows r0, r1, .*, r31 and 8 more: "):
-        numbers.refuse(2, 1.0, 1.0, float("inf"), examples)
-
-
-def test_a_loss_far_above_its_median_for_some_steps_is_an_explosion() -> None:
-    layout = data_parallel(start_accelerator(1, "cpu"))
-    config = train_config(explode_ratio=3.0, explode_steps=3)
-    usual = [4.0, 3.0, 1.0, 1.0, 1.0]
-    # 3.5 is above three times the median, but not above where the loss began; two high ones are a spike.
-    calm = BadNumbers(config, layout, None, [*usual, 3.5, 3.5, 3.5, 11.0, 11.0, 1.0, 11.0, 11.0])
-    assert not calm.is_calm
-    with pytest.raises(
-        UserError, match=r"explodes: 3 steps in a row above 3 times its usual 3, now 12, at step 14"
-    ):
-        calm.refuse(13, 12.0, 12.0, 1.0, [])
-    never = BadNumbers(train_config(explode_ratio=None), layout, None, [1.0] + [1e9] * 100)
-    never.refuse(101, 1e9, 1e9, 1.0, [])
-
-
-def test_a_learning_rate_far_too_high_is_an_explosion(training: Training) -> None:
-    model = training.model_factory(vocab_size=262)
-    with torch.no_grad():
-        model.lm_head.weight *= 50  # so that there is a loss to lose
-    training.model_factory = lambda **settings: model
-    with pytest.raises(UserError, match=r"loss explodes: 2 steps in a row .* rows r\d+, .*step-\d; lower"):
-        training.run(learning_rate=1.0, schedule="constant", explode_ratio=1.5, explode_steps=2)
-    assert training.checkpoints.newest == training.folder / "checkpoints" / "step-2"
-
-
 def test_a_killed_run_ends_with_the_adapter_of_an_uninterrupted_one(
     saved_run: RunConfig, tmp_path: Path
 ) -> None:
@@ -398,58 +235,6 @@ def test_a_killed_run_ends_with_the_adapter_of_an_uninterrupted_one(
     assert time.monotonic() - started < 60
 
 
-def two_processes(folder: Path, *changes: Any) -> tuple[list[int | None], str]:
-    """Train in two processes; returns their exit codes and all that both wrote to stdout and stderr."""
-    options = (*changes, "train.n_processes=2")
-    codes = end(start(folder, train_by_command, folder / "config.yaml", options, n_processes=2))
-    return codes, "".join((folder / f"log-{rank}").read_text() for rank in range(2))
-
-
-@pytest.mark.slow
-def test_a_number_that_goes_bad_in_one_process_of_two_ends_both_with_one_message(
-    saved_run: RunConfig, tmp_path: Path
-) -> None:
-    model, tokenizer = load_model(saved_run.base)
-    with torch.no_grad():
-        model.get_input_embeddings().weight[tokenizer.encode("~")] = float("nan")
-    rows = chat_rows(24)
-    orders = [step_rows(24, 8, step, 0) for step in range(3)]
-    # In the third step, and in the half of its rows that is the second process's.
-    rows[orders[2][5]]["messages"][0]["content"] += "~"
-    config = write_run_inputs(tmp_path / "bad", model, tokenizer, rows)
-    write_json(tmp_path / "bad/config.yaml", settings_dict(replace(saved_run, base=config.base)))
-    codes, told = two_processes(tmp_path / "bad", f"output={tmp_path}/bad/run")
-    assert codes == [2, 2], told
-    named = ", ".join(rows[number]["id"] for number in orders[2][4:])
-    last = f"{tmp_path}/bad/run/checkpoints/step-2"
-    assert told.count("error: ") == 1 and "Traceback" not in told
-    assert f"error: the loss is nan at step 3, rows {named}: nothing" in told
-    assert f"the last good checkpoint is {last}; lower" in told
-    assert [path.name for path in checkpoint_folders(tmp_path / "bad/run/checkpoints")] == ["step-2"]
-    assert all(value.isfinite().all() for value in load_file(Path(last) / "adapter.safetensors").values())
-
-
-@pytest.mark.slow
-def test_a_signal_to_one_process_of_two_stops_both_at_the_same_step(
-    saved_run: RunConfig, tmp_path: Path
-) -> None:
-    children = start(
-        tmp_path,
-        train_by_command,
-        tmp_path / "config.yaml",
-        ("train.n_processes=2", "train.steps=2000", "train.checkpoint.every_steps=null"),
-        n_processes=2,
-    )
-    metrics = wait_for(lambda: [path for path in (tmp_path / "run").glob(".adapter*/*.jsonl")])[0]
-    wait_for(lambda: len(metrics.read_text().splitlines()) > 3)
-    children[1].terminate()
-    assert end(children) == [75, 75]
-    told = "".join((tmp_path / f"log-{rank}").read_text() for rank in range(2))
-    (saved,) = checkpoint_folders(tmp_path / "run/checkpoints")
-    assert told.count(f"stopped by SIGTERM; the same command goes on from {saved}") == 1
-    assert len((saved / "metrics.jsonl").read_text().split('"loss"')) - 1 == int(saved.name[5:])
-
-
 @pytest.mark.slow
 def test_a_process_that_does_not_see_the_checkpoint_stops_both(saved_run: RunConfig, tmp_path: Path) -> None:
     crashed(replace(saved_run, train=replace(saved_run.train, accumulate=2)))
@@ -460,7 +245,7 @@ def test_a_process_that_does_not_see_the_checkpoint_stops_both(saved_run: RunCon
         tmp_path, train_by_command, tmp_path / "config.yaml", options, [here, there], n_processes=2
     )
     assert end(children) == [2, 2]
-    told = "".join((tmp_path / f"log-{rank}").read_text() for rank in range(2))
+    told = told_by_both(tmp_path)
     assert told.count("error: ") == 1
     message = "error: process 1: run/checkpoints/step-4/checkpoint.json does not exist"
     assert message in told and "all machines must see the same output folder" in told
@@ -477,17 +262,8 @@ def compare_adapters(value: float) -> None:
 def test_adapters_that_drifted_apart_stop_all_processes(tmp_path: Path) -> None:
     children = start(tmp_path, compare_adapters, [1.0, 1.0 + 2**-23], n_processes=2)
     assert end(children) == [2, 2]
-    told = "".join((tmp_path / f"log-{rank}").read_text() for rank in range(2))
+    told = told_by_both(tmp_path)
     assert told.count("error: the adapters of processes [1] are not that of process 0") == 1
-
-
-def wait_for(found: Any) -> Any:
-    """The first true value that `found()` gives."""
-    deadline = time.monotonic() + 60
-    while not (value := found()):
-        assert time.monotonic() < deadline, "waited for a minute"
-        time.sleep(0.01)
-    return value
 
 
 @pytest.mark.slow
@@ -500,7 +276,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     whole = load_file(tmp_path / "run/adapter/adapter.safetensors")
     lines = lines_without_times(tmp_path / "run/adapter/metrics.jsonl")
     crashed(config)
-    codes, told = two_processes(tmp_path)
+    codes, told = train_in_two_processes(tmp_path)
     assert codes == [0, 0] and "resumed from step 4" in told, told
     assert_close(tmp_path, whole, lines)
     shutil.rmtree(tmp_path / "run/adapter")
@@ -543,6 +319,5 @@ def test_killed_at_random_moments_it_ends_with_the_adapter_of_an_uninterrupted_r
         assert adapter_bytes(tmp_path) == whole, f"{layout}, seed {seed}"
         assert lines_without_times(tmp_path / "run/adapter/metrics.jsonl") == lines
     assert n_torn >= n_kills // 5, "kills in the middle of writing a checkpoint"
-    print(
-        f"{layout}: {n_kills} kills, {n_torn} while a checkpoint was written, {time.monotonic() - started:.0f} s"
-    )
+    spent = time.monotonic() - started
+    print(f"{layout}: {n_kills} kills, {n_torn} while a checkpoint was written, {spent:.0f} s")

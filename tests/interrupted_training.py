@@ -1,4 +1,4 @@
-"""Trainings that crash in the middle, here or in forked processes (killed_training.py), and what they leave."""
+"""Trainings that crash in the middle, here or in processes of their own (killed_training.py)."""
 
 import json
 import time

@@ -88,7 +88,9 @@ def train_with_kills(
     arguments = (train_by_command, folder / "config.yaml", tuple(changes))
     while n_killed < n_kills:
         children = start(folder, *arguments, n_processes=n_processes)
-        time.sleep(generator.uniform(0, seconds))
+        moment = time.monotonic() + generator.uniform(0, seconds)
+        while _all_run(children) and time.monotonic() < moment:
+            time.sleep(0.001)
         while n_killed % 2 and _all_run(children) and not _half_written(folder):
             pass
         if not _all_run(children):

@@ -307,6 +307,7 @@ def test_killed_at_random_moments_it_ends_with_the_adapter_of_an_uninterrupted_r
     changes = (*changes, f"train.n_processes={n_processes}", "train.steps=60")
     n_kills, n_torn, seed = 0, 0, 0
     arguments = (train_by_command, tmp_path / "config.yaml", changes)
+    assert end(start(tmp_path, int)) == [0], "the fork server has imported everything"
     started = time.monotonic()
     assert end(start(tmp_path, *arguments, n_processes=n_processes)) == [0] * n_processes
     seconds = time.monotonic() - started

@@ -1,6 +1,9 @@
 """SIGTERM and Ctrl-C end a training after the step under way, saved, with an exit code for schedulers."""
 
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,20 @@ from finetune import cli
 from finetune.checkpoints.checkpoint_files import checkpoint_folders
 from finetune.checkpoints.stop_signals import Stopped, stop_requests
 from finetune.config import RunConfig
+
+ROOT = Path(__file__).parents[1]
+# What `local-experts run` does for train.n_processes=2.
+RUN_IN_PROCESSES = """
+import sys
+from finetune.checkpoints.stop_signals import Stopped
+from finetune.config import load_run_config
+from finetune.launch import run_in_processes
+try:
+    run_in_processes("train", load_run_config(sys.argv[1], sys.argv[2:]))
+except Stopped as stopped:
+    sys.exit(stopped.exit_code)
+"""
+ENDLESS = ("train.n_processes=2", "train.steps=2000", "train.checkpoint.every_steps=null")
 
 
 @pytest.fixture
@@ -53,18 +70,42 @@ def test_a_second_ctrl_c_ends_at_once_and_a_signal_after_the_last_step_is_not_lo
 def test_a_signal_to_one_process_of_two_stops_both_at_the_same_step(
     saved_run: RunConfig, tmp_path: Path
 ) -> None:
-    children = start(
-        tmp_path,
-        train_by_command,
-        tmp_path / "config.yaml",
-        ("train.n_processes=2", "train.steps=2000", "train.checkpoint.every_steps=null"),
-        n_processes=2,
-    )
-    metrics = wait_for(lambda: list((tmp_path / "run").glob(".adapter*/*.jsonl")))[0]
-    wait_for(lambda: len(metrics.read_text().splitlines()) > 3)
+    config_file = tmp_path / "config.yaml"
+    children = start(tmp_path, train_by_command, config_file, ENDLESS, n_processes=2)
+    wait_for_steps(tmp_path)
     children[1].terminate()
     assert end(children) == [75, 75]
     told = told_by_both(tmp_path)
     (saved,) = checkpoint_folders(tmp_path / "run/checkpoints")
     assert told.count(f"stopped by SIGTERM; the same command goes on from {saved}") == 1
     assert len((saved / "metrics.jsonl").read_text().split('"loss"')) - 1 == int(saved.name[5:])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("saved_run")
+def test_a_run_of_several_processes_hands_sigterm_on_and_ends_with_75(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN_IN_PROCESSES, str(tmp_path / "config.yaml"), *ENDLESS],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            stdout=file,
+            stderr=file,
+        )
+    try:
+        wait_for_steps(tmp_path)
+        process.terminate()
+        assert process.wait(timeout=60) == 75, log.read_text()
+    finally:
+        process.kill()
+    (saved,) = checkpoint_folders(tmp_path / "run/checkpoints")
+    told = log.read_text()
+    assert told.count(f"stopped by SIGTERM; the same command goes on from {saved}") == 1
+    assert "Traceback" not in told
+
+
+def wait_for_steps(folder: Path) -> None:
+    """Wait until a training has told of some steps."""
+    metrics = wait_for(lambda: list((folder / "run").glob(".adapter*/*.jsonl")))[0]
+    wait_for(lambda: len(metrics.read_text().splitlines()) > 3)

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from finetune import cli
 from finetune import train as train  # imported once, by the fork server
 
+tqdm.get_lock()  # made once: each killed child would leave one behind
 ROOT = Path(__file__).parents[1]
 LONGEST_WAIT_S = 100
 

@@ -304,7 +304,7 @@ def assert_close(folder: Path, adapter: dict[str, torch.Tensor], lines: list[dic
 def test_killed_at_random_moments_it_ends_with_the_adapter_of_an_uninterrupted_run(
     saved_run: RunConfig, tmp_path: Path, layout: str, n_processes: int, changes: tuple[str, ...]
 ) -> None:
-    changes = (*changes, f"train.n_processes={n_processes}", "train.steps=60")
+    changes = (*changes, f"train.n_processes={n_processes}", "train.steps=40")
     n_kills, n_torn, seed = 0, 0, 0
     arguments = (train_by_command, tmp_path / "config.yaml", changes)
     assert end(start(tmp_path, int)) == [0], "the fork server has imported everything"

@@ -8,6 +8,7 @@ same inputs, same bytes.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -172,6 +173,16 @@ def whole_folder(path: str | Path, kind: str | None = None) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def discard_unfinished(path: str | Path) -> None:
+    """Remove what killed processes left of writing `path`; no process may be writing it now."""
+    target = Path(os.path.realpath(path))
+    for partial in target.parent.glob(f"{glob.escape(f'.{target.name}.partial-')}*"):
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            _remove_file(partial)
 
 
 def write_artefact(path: str | Path, kind: str, inputs: dict[str, str], body: dict[str, Any]) -> None:

@@ -179,6 +179,26 @@ class MemoryConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Where a killed training goes on from: folders in <output>/checkpoints/, removed when it is done."""
+
+    # Minutes between two; longer where writing them would take more than 2 % of the time. None: none by time.
+    every_minutes: float | None = 1.0
+    every_steps: int | None = None  # one after each so many steps, too
+    keep: int = 2  # newest ones
+    # auto: goes on from the newest whole one, where there is any; must: it is an error when there is none;
+    # changed: goes on although options of train, seed or dataset differ; never: removes them and starts anew
+    resume: Literal["auto", "must", "changed", "never"] = "auto"
+
+    def problems(self) -> list[str]:
+        """Values no run can use, as "key: reason"."""
+        wrong = out_of_range({"every_steps": self.every_steps, "keep": self.keep})
+        if self.every_minutes is not None and self.every_minutes <= 0:
+            wrong.append("every_minutes: must be above 0, or null")
+        return wrong
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The training loop."""
 
@@ -201,20 +221,27 @@ class TrainConfig:
     replay: ReplayConfig | None = None
     eval_every: int = 100  # steps between two validation losses
     eval_rows: int = 128  # validation rows of each of them
+    # Stop when the loss stays above so many times its running median, and above where it began; None is never
+    explode_ratio: float | None = 4.0
+    explode_steps: int = 10  # so many steps in a row
     tracker: str | None = None  # one that Accelerate knows, as "tensorboard", beside metrics.jsonl
     n_processes: int = 1  # expected processes; another count is an error
     n_threads: int | None = None  # CPU threads of a process; None leaves torch's choice
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def problems(self) -> list[str]:
         """Values no run can use, as "key: reason"."""
         counts = ("steps", "batch_size", "accumulate", "max_length_tokens", "eval_every", "eval_rows")
-        wrong = out_of_range({name: getattr(self, name) for name in (*counts, "n_processes", "n_threads")})
+        others = ("explode_steps", "n_processes", "n_threads")
+        wrong = out_of_range({name: getattr(self, name) for name in (*counts, *others)})
         not_negative = {"warmup_steps": self.warmup_steps, "weight_decay": self.weight_decay}
         wrong += out_of_range(not_negative, minimum=0)
         names = ("learning_rate", "b_learning_rate_ratio", "clip_norm")
         positive = {name: getattr(self, name) for name in names}
         wrong += [f"{name}: must be above 0" for name, value in positive.items() if value <= 0]
+        if self.explode_ratio is not None and self.explode_ratio <= 1:
+            wrong.append("explode_ratio: must be above 1")
         if self.steps >= 1 and self.warmup_steps >= self.steps:
             wrong.append(f"warmup_steps: must be below steps ({self.steps})")
         parts = self.n_processes * self.accumulate

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_recipes.artefact import UserError, write_json
 from data_recipes.settings import settings_dict
+from finetune.checkpoints.stop_signals import EXIT_CODES, Stopped
 from finetune.config import RunConfig
 
 STAGE_MODULES = {"profile": "finetune.profiling.routing", "train": "finetune.train"}
@@ -25,15 +28,33 @@ STAGE_MODULES = {"profile": "finetune.profiling.routing", "train": "finetune.tra
 def run_in_processes(stage: str, config: RunConfig) -> None:
     """Run a stage in as many processes as its part of the config says, and wait for them.
 
-    Raises: UserError when one fails; its own message stands above.
+    Raises: UserError when one fails; its own message stands above. Stopped when a signal ended them.
     """
     written = Path(config.output) / "run_config.json"  # JSON is YAML
     write_json(written, settings_dict(config))
     n_processes = getattr(config, stage).n_processes
     line = [sys.executable, "-m", "finetune.launch", stage, str(n_processes), "--config", str(written)]
-    finished = subprocess.run(line, env=stage_environment(stage, config))
-    if finished.returncode != 0:
+    exit_code = _run_until_asked_to_stop(line, stage_environment(stage, config))
+    if exit_code in EXIT_CODES.values():
+        raise Stopped(f"{stage} was asked to stop; the message stands above", exit_code)
+    if exit_code != 0:
         raise UserError(f"{stage} stopped in one of its processes; the message stands above")
+
+
+def _run_until_asked_to_stop(line: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command that ends in its own time: SIGTERM is handed on to it, Ctrl-C reaches it by itself."""
+    launcher = subprocess.Popen(line, env=environment)
+    if threading.current_thread() is not threading.main_thread():
+        return launcher.wait()
+    former = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: launcher.send_signal(number)),
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
+    }
+    try:
+        return launcher.wait()
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def stage_environment(stage: str, config: RunConfig) -> dict[str, str]:
@@ -55,19 +76,27 @@ def stage_environment(stage: str, config: RunConfig) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`STAGE N [arguments of the stage]`: exit code 0 when all N processes ended well, else 2."""
+    """`STAGE N [arguments of the stage]`: exit code 0 when all N processes ended well, else 2.
+
+    Or that of a signal (finetune/checkpoints/stop_signals.py), when one stopped them.
+    """
     stage, n_processes, *rest = sys.argv[1:] if argv is None else argv
     # torchrun's own report would bury the message of the process that failed.
     logging.disable(logging.CRITICAL)
     # Unset, torchrun takes one thread a process and says so at length. train.n_threads has the last word.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(n_processes))))
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
     try:
         torchrun(["--standalone", f"--nproc_per_node={n_processes}", "-m", STAGE_MODULES[stage], *rest])
+    except SignalException as asked:  # the processes had it too, and their own message stands above
+        return EXIT_CODES.get(asked.sigval, 2)
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
+        if failure.exitcode in EXIT_CODES.values():
+            return failure.exitcode
         if failure.exitcode < 0:  # a killed process had no time for a message of its own
             killed = f"error: {stage} process {rank} was killed by signal {-failure.exitcode}"
             print(f"{killed}; if nobody stopped it, the machine ran out of memory", file=sys.stderr)

@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from data_recipes.artefact import (
     write_artefact,
 )
 from data_recipes.settings import settings_dict
-from finetune.config import SHIPPED_MODELS, BaseConfig, RunConfig, load_run_config
+from finetune.config import SHIPPED_MODELS, BaseConfig, CheckpointConfig, RunConfig, load_run_config
 
 StageFunction = Callable[[RunConfig], object]
 
@@ -155,7 +155,8 @@ def train_inputs(config: RunConfig) -> dict[str, str]:
         "data": data_hash(config),
         "base": base_hash(config.base),
         "lora": part_hash(config.lora),
-        "train": part_hash(config.train),
+        # How a run is saved on its way changes nothing of what comes out.
+        "train": part_hash(replace(config.train, checkpoint=CheckpointConfig())),
     }
 
 

@@ -18,7 +18,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from data_recipes.artefact import UserError, read_artefact, sha256_json, whole_folder, write_artefact
+from data_recipes.artefact import (
+    UserError,
+    discard_unfinished,
+    read_artefact,
+    sha256_json,
+    whole_folder,
+    write_artefact,
+)
 from data_recipes.build import read_split
 from data_recipes.settings import settings_dict
 from finetune import cli
@@ -26,13 +33,17 @@ from finetune.adapters.adapter import adapter_parameters, attach
 from finetune.adapters.adapter_folder import write_adapter_files
 from finetune.adapters.merge import refuse_merged
 from finetune.batching.packing import n_positions, parts_of_step, refuse_unpackable
+from finetune.checkpoints.checkpoint_files import remove_checkpoints
+from finetune.checkpoints.checkpoints import Checkpoints
+from finetune.checkpoints.same_run import run_identity
+from finetune.checkpoints.stop_signals import stop_requests
 from finetune.config import RunConfig, TrainConfig, config_from_arguments
 from finetune.layouts.layout import Layout, data_parallel
 from finetune.model import load_model, model_fingerprint, tokenizer_fingerprint
 from finetune.moe import moe_layers
 from finetune.processes import say, start_accelerator
 from finetune.selecting.selection import read_plan
-from finetune.training.bad_numbers import refuse_nan
+from finetune.training.bad_numbers import BadNumbers
 from finetune.training.losses import evaluation_loss, step_gradients
 from finetune.training.memory import prepare_memory
 from finetune.training.monitor import Monitor, TrainResult
@@ -56,16 +67,19 @@ def train_rows(
     metrics_path: Path | None = None,
     accelerator: Accelerator | None = None,
     layout: Layout | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainResult:
     """Train the adapter that is attached to `model`, in place, on the assistant's tokens of `rows`.
 
     Rows that `training_rows` has encoded already are taken as they are.
     `metrics_path` gets one JSON line a step and one each evaluation, from the first process; trackers of
-    `accelerator` get the same numbers. Without a `layout` each process has the whole model.
+    `accelerator` get the same numbers. Without a `layout` each process has the whole model. With
+    `checkpoints` it goes on from the newest one.
 
     Raises:
-        UserError: bad rows, a loss that is not a number, an adapter that does not learn or is merged, or a
-            lost process.
+        UserError: bad rows, a loss that explodes or is no number, an adapter that does not learn or is
+            merged, a lost process, or a checkpoint of another run.
+        Stopped: a signal asked for it.
     """
     refuse_merged(model)
     layout = layout or data_parallel(accelerator or start_accelerator(config.n_processes))
@@ -83,17 +97,21 @@ def train_rows(
     monitor = Monitor(layout.accelerator, metrics_path, config.steps)
     pad_token_id = tokenizer.pad_token_id
 
-    for step in range(config.steps):
+    first_step = checkpoints.restore(model, optimizer, monitor, layout) if checkpoints else 0
+    numbers = BadNumbers(config, layout, checkpoints, monitor.losses)
+
+    for step in range(first_step, config.steps):
         examples = data.of_step(step)
         parts = parts_of_step(examples, layout.n_data * config.accumulate, config.pack_length_tokens)
         monitor.step_begins(examples, n_positions(parts))
         learning_rate = set_learning_rate(optimizer, step, config)
 
-        own_loss = step_gradients(model, parts, step, config, layout, seed, pad_token_id, step == 0, prefix)
+        is_first = step == first_step
+        own_loss = step_gradients(model, parts, step, config, layout, seed, pad_token_id, is_first, prefix)
         layout.sum_gradients(parameters)
         loss = layout.sum_over_rows(own_loss)
         gradient_norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm))
-        refuse_nan("gradient norm", gradient_norm, step, [example.row_id for example in examples])
+        numbers.refuse(step, float(own_loss), loss, gradient_norm, parts)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -104,6 +122,8 @@ def train_rows(
                 for group, part in validation.items()
             }
             monitor.log(step, found)
+        if checkpoints:
+            checkpoints.step_ends(step, config.steps, numbers.is_calm)
 
     model.eval()
     return monitor.result(sum(parameter.numel() for parameter in parameters), seed)
@@ -112,8 +132,11 @@ def train_rows(
 def train_stage(config: RunConfig) -> Path:
     """Train the run's adapter from its dataset, plan and base; returns the adapter's folder.
 
+    Killed, the same call goes on from the newest whole checkpoint in <output>/checkpoints/.
+
     Raises:
         UserError: an input is missing or made for another model, or training fails as in `train_rows`.
+        Stopped: a signal asked for it.
     """
     if config.train.n_threads is not None:
         torch.set_num_threads(config.train.n_threads)
@@ -128,17 +151,26 @@ def train_stage(config: RunConfig) -> Path:
     plan = read_plan(
         output / "plan.json", model_fingerprint(model), moe_layers(model), tokenizer_fingerprint(tokenizer)
     )
+    inputs = {"data": manifest["content_hash"], "plan": sha256_json(plan["experts"])}
+    inputs |= replay_input(config.train)
     n_trainable = attach(model, plan, config.lora, config.seed)
     if config.train.tracker:
         accelerator.init_trackers(config.name, {"train": json.dumps(settings_dict(config.train))})
 
-    folder = output / "adapter"
+    folder, writes = output / "adapter", accelerator.is_main_process
     content_hash, tokens = manifest["content_hash"], output / "tokens"
     kept_out = questions_kept_out(output / "data") if config.train.replay else frozenset()
     rows = training_rows(model, tokenizer, train, config.train, config.seed, content_hash, tokens, kept_out)
-    # Only the first process writes. Metrics grow inside the unfinished folder, which an error removes.
-    with whole_folder(folder, "expert_adapter") if accelerator.is_main_process else nullcontext() as partial:
-        metrics_path = partial / "metrics.jsonl" if partial else None
+    if writes:
+        discard_unfinished(folder)  # of runs that were killed
+    # Metrics grow inside the unfinished folder, which an error removes.
+    with (
+        stop_requests() as request,
+        whole_folder(folder, "expert_adapter") if writes else nullcontext() as partial,
+    ):
+        checkpoints = Checkpoints(
+            output / "checkpoints", config.train.checkpoint, run_identity(config, plan, inputs), request
+        )
         result = train_rows(
             model,
             tokenizer,
@@ -146,15 +178,17 @@ def train_stage(config: RunConfig) -> Path:
             config.train,
             config.seed,
             validation,
-            metrics_path,
+            partial / "metrics.jsonl" if partial else None,
             accelerator,
+            checkpoints=checkpoints,
         )
         assert result.n_trainable == n_trainable
         if partial:
             write_adapter_files(model, plan, config.lora, partial)
-            inputs = {"data": content_hash, "plan": sha256_json(plan["experts"])}
-            inputs |= replay_input(config.train)
             write_artefact(partial / "train.json", "train_result", inputs, asdict(result))
+    if writes:
+        # Done: they are three times the adapter's size each, and would stand in the way of another run.
+        remove_checkpoints(output / "checkpoints")
     accelerator.end_training()
     return folder
 

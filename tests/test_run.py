@@ -117,6 +117,7 @@ def test_a_second_run_keeps_everything_and_says_so(pipeline: Pipeline, capsys: p
         ("lora.rank=2", ALL[3:]),
         ("eval.samples=1", ALL[4:]),
         ("train.eval_every=7", ["train", "report"]),  # the same adapter comes out
+        ("train.checkpoint.resume=changed", ["report"]),  # how a run is saved changes nothing of it
         ("data.overrides=[a=1]", ["data", "report"]),  # the same rows come out
         ("seed=1", ALL),
         ("base.dtype=bfloat16", ["profile", "train", "eval", "report"]),

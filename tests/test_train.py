@@ -60,13 +60,13 @@ def chat_model(tiny_model_factory: Any) -> Any:
     return model
 
 
-def write_run_inputs(folder: Path, model: Any, tokenizer: Any) -> RunConfig:
+def write_run_inputs(folder: Path, model: Any, tokenizer: Any, rows: Any = None) -> RunConfig:
     """Lay out what train_stage reads under `folder`; returns the config that names it."""
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     base = BaseConfig(model=str(folder / "base"), device="cpu")
     loaded, _ = load_model(base)
-    rows = chat_rows(24)
+    rows = rows or chat_rows(24)
     splits: Any = {"train": Dataset.from_list(rows), "validation": Dataset.from_list(rows[:6])}
     DatasetDict(splits).save_to_disk(str(folder / "run" / "data"))
     write_artefact(folder / "run/data/manifest.json", "dataset_manifest", {}, {"content_hash": "c" * 64})
@@ -138,14 +138,18 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another_order(
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_the_row_order_is_the_hash_of_the_ids_of_each_step(chat_model: Any, tiny_tokenizer: Any) -> None:
+def test_the_row_order_is_a_chain_of_hashes_of_the_ids_of_each_step(
+    chat_model: Any, tiny_tokenizer: Any
+) -> None:
     rows = chat_rows(24)
     result = train_rows(chat_model, tiny_tokenizer, rows, train_config(steps=4), 3)
     stream = RowStream(np.arange(24), [3])
     steps = [[rows[number]["id"] for number in stream.between(8 * step, 8 * step + 8)] for step in range(4)]
     assert len({row for step in steps[:3] for row in step}) == 24, "the fourth step begins another epoch"
-    told = "".join(json.dumps(step) for step in steps)
-    assert result.row_order_sha256 == hashlib.sha256(told.encode()).hexdigest()
+    told = ""
+    for step in steps:
+        told = hashlib.sha256((told + json.dumps(step)).encode()).hexdigest()
+    assert result.row_order_sha256 == told
 
 
 def test_the_step_time_is_the_median_of_the_steps_told(

@@ -16,7 +16,6 @@ from finetune.batches import IGNORED_LABEL, Batch, Example, collate, n_trained_t
 from finetune.batching.packing import Pack, collate_packs
 from finetune.config import TrainConfig
 from finetune.layouts.layout import Layout
-from finetune.training.bad_numbers import refuse_nan
 from finetune.training.frozen_prefix import PrefixCache
 from finetune.training.vocabulary_loss import chunk_length, chunked_losses
 
@@ -52,7 +51,7 @@ def step_gradients(
     `prefix` gives what it kept of the frozen layers below.
 
     Raises:
-        UserError: a loss that is not a number, an adapter that does not learn.
+        UserError: an adapter that does not learn.
     """
     # Every process knows the whole batch, so nobody has to ask how many tokens the others train.
     n_trained = n_trained_tokens(example for packs in parts for pack in packs for example in pack)
@@ -70,7 +69,6 @@ def step_gradients(
         ):
             losses = token_losses(model, batch, layout.device, config.memory.loss_chunk_tokens)
             loss = losses.sum() / n_trained
-        refuse_nan("loss", float(loss.detach()), step, batch.row_ids)
         layout.accelerator.backward(loss)
         if checks:
             check_first_backward(model, experts_of_trained_tokens(routing, batch))

@@ -5,13 +5,15 @@ Writes metrics.jsonl, from the first process alone.
 
 import hashlib
 import json
+import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from accelerate import Accelerator
 from tqdm import tqdm
@@ -33,7 +35,8 @@ class TrainResult:
     n_trainable: int
     tokens_per_s: float
     step_time_s: float  # median over the optimizer steps, without evaluation
-    row_order_sha256: str  # of the row ids of each step, in order: equal for runs that trained on the same
+    # Of the row ids of each step, each time over the former hash: equal for runs that trained on the same
+    row_order_sha256: str
     seed: int
     padding_share: float  # of all that was read
     rows_by_group: dict[str, int]  # by the value of train.mixture_by, and "replay"
@@ -49,7 +52,7 @@ class Monitor:
             metrics_path.unlink(missing_ok=True)
         self.losses: list[float] = []
         self.step_times: list[float] = []
-        self.n_tokens, self.n_positions, self.row_order = 0, 0, hashlib.sha256()
+        self.n_tokens, self.n_positions, self.row_order_sha256 = 0, 0, ""
         self.rows_by_group: Counter[str] = Counter()
         self.tokens_by_group: Counter[str] = Counter()
         self.started = self.step_started = time.perf_counter()
@@ -63,7 +66,9 @@ class Monitor:
     def step_begins(self, examples: Sequence[Example], n_positions: int) -> None:
         """Start the clock of a step on these rows; `n_positions` are their tokens and padding."""
         self.step_started = time.perf_counter()
-        self.row_order.update(json.dumps([example.row_id for example in examples]).encode())
+        ids = json.dumps([example.row_id for example in examples])
+        # A chain, for a run that goes on: the state of a hash under way cannot be saved.
+        self.row_order_sha256 = hashlib.sha256((self.row_order_sha256 + ids).encode()).hexdigest()
         self.step_tokens = sum(len(example.tokens) for example in examples)
         self.step_positions = n_positions
         for example in examples:
@@ -97,6 +102,31 @@ class Monitor:
                 file.write(json.dumps(numbers) + "\n")
         self.accelerator.log(numbers, step=step + 1)
 
+    def state(self) -> dict[str, Any]:
+        """What a run that goes on has to know of the steps so far, as JSON."""
+        return {
+            "losses": self.losses,
+            "step_times": self.step_times,
+            "n_tokens": self.n_tokens,
+            "n_positions": self.n_positions,
+            "rows_by_group": dict(self.rows_by_group),
+            "tokens_by_group": dict(self.tokens_by_group),
+            "row_order_sha256": self.row_order_sha256,
+            "seconds": time.perf_counter() - self.started,
+        }
+
+    def restore(self, state: Mapping[str, Any], metrics: Path) -> None:
+        """Go on from a `state`, with the lines of metrics.jsonl that were told until then."""
+        self.losses, self.step_times = list(state["losses"]), list(state["step_times"])
+        self.n_tokens, self.row_order_sha256 = state["n_tokens"], state["row_order_sha256"]
+        self.n_positions = state["n_positions"]
+        self.rows_by_group = Counter(state["rows_by_group"])
+        self.tokens_by_group = Counter(state["tokens_by_group"])
+        self.started = time.perf_counter() - state["seconds"]
+        self.progress.n = self.progress.initial = len(self.losses)
+        if self.metrics_path is not None and self.accelerator.is_main_process and metrics.exists():
+            shutil.copyfile(metrics, self.metrics_path)
+
     def result(self, n_trainable: int, seed: int) -> TrainResult:
         """End the run's clock and return what it came to."""
         self.progress.close()
@@ -110,7 +140,7 @@ class Monitor:
             n_trainable=n_trainable,
             tokens_per_s=self.n_tokens / seconds,
             step_time_s=median(self.step_times),
-            row_order_sha256=self.row_order.hexdigest(),
+            row_order_sha256=self.row_order_sha256,
             seed=seed,
             padding_share=1 - self.n_tokens / self.n_positions,
             rows_by_group=dict(sorted(self.rows_by_group.items())),

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from interrupted_training import Training, after_optimizer_step, save_run, train_in_two_processes
@@ -10,11 +11,18 @@ from safetensors.torch import load_file
 from test_train import chat_rows, train_config
 
 from data_recipes.artefact import UserError
-from finetune.batches import Example, step_rows
+from finetune.batches import Example
+from finetune.batching.order import RowStream
 from finetune.checkpoints.checkpoint_files import checkpoint_folders
 from finetune.layouts.layout import data_parallel
 from finetune.processes import start_accelerator
 from finetune.training.bad_numbers import BadNumbers
+
+
+def step_rows(n_rows: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """The numbers of the rows of a step (from 0)."""
+    stream = RowStream(np.arange(n_rows), [seed])
+    return stream.between(step * batch_size, (step + 1) * batch_size).tolist()
 
 
 @pytest.fixture
@@ -50,7 +58,7 @@ def test_a_gradient_that_is_no_number_names_all_rows_of_the_step() -> None:
     examples = [Example(f"r{number}", [1], [1]) for number in range(40)]
     numbers = BadNumbers(train_config(), data_parallel(start_accelerator(1, "cpu")))
     with pytest.raises(UserError, match="gradient norm is inf at step 3, rows r0, r1, .*, r31 and 8 more: "):
-        numbers.refuse(2, 1.0, 1.0, float("inf"), examples)
+        numbers.refuse(2, 1.0, 1.0, float("inf"), [[[example] for example in examples]])
 
 
 def test_a_loss_far_above_its_median_for_some_steps_is_an_explosion() -> None:

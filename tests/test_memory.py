@@ -94,7 +94,8 @@ def test_chunked_losses_and_gradients_are_those_of_whole_logits(family: str) -> 
         assert error_of(found, losses) <= TOLERANCE
         assert error_of(found_gradients, gradients) <= TOLERANCES.get(family, TOLERANCE)
         with torch.inference_mode():
-            assert torch.equal(token_losses(model, batch, CPU, n_chunk), found), "as eval computes it"
+            # Without gradients the experts run on another path when there are two threads.
+            assert error_of(token_losses(model, batch, CPU, n_chunk), losses) <= TOLERANCE
 
 
 @pytest.mark.slow

@@ -200,7 +200,7 @@ def test_a_stage_that_crashed_goes_on_and_leaves_only_the_adapter(
     assert f"resumed from step 4 of {tmp_path}/run/checkpoints/step-4" in capsys.readouterr().out
     assert adapter_bytes(tmp_path) == whole
     assert lines_without_times(tmp_path / "run/adapter/metrics.jsonl") == lines
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"data", "plan.json", "adapter"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"data", "plan.json", "adapter", "tokens"}
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint_before(

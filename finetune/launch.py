@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_recipes.artefact import UserError, write_json
 from data_recipes.settings import settings_dict
 from finetune.config import RunConfig
 
+LAUNCHED = "LOCAL_EXPERTS_LAUNCHED"  # in the environment of the processes started here
+LOST_EXIT_CODE = 3  # of a process that lost another one: it leaves the telling to this module
 STAGE_MODULES = {"profile": "finetune.profiling.routing", "train": "finetune.train"}
 
 
@@ -59,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stage, n_processes, *rest = sys.argv[1:] if argv is None else argv
     # torchrun's own report would bury the message of the process that failed.
     logging.disable(logging.CRITICAL)
+    os.environ[LAUNCHED] = "1"
     # Unset, torchrun takes one thread a process and says so at length. train.n_threads has the last word.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(n_processes))))
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -67,12 +71,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         torchrun(["--standalone", f"--nproc_per_node={n_processes}", "-m", STAGE_MODULES[stage], *rest])
     except ChildFailedError as failed:
-        rank, failure = failed.get_first_failure()
-        if failure.exitcode < 0:  # a killed process had no time for a message of its own
-            killed = f"error: {stage} process {rank} was killed by signal {-failure.exitcode}"
-            print(f"{killed}; if nobody stopped it, the machine ran out of memory", file=sys.stderr)
+        codes = {rank: failure.exitcode for rank, failure in sorted(failed.failures.items())}
+        if message := ending(stage, codes):
+            print(message, file=sys.stderr)
         return 2
     return 0
+
+
+def ending(stage: str, codes: Mapping[int, int]) -> str | None:
+    """What to say of processes that ended badly, by their exit codes; None where one of them said it."""
+    # torchrun ends those that are left by SIGTERM.
+    for rank, code in codes.items():
+        if code < 0 and code != -signal.SIGTERM:  # it had no time for a message of its own
+            killed = f"error: {stage} process {rank} was killed by signal {-code}"
+            return f"{killed}; if nobody stopped it, the machine ran out of memory"
+    for rank, code in codes.items():
+        if code == LOST_EXIT_CODE:
+            return (
+                f"error: {stage} process {rank} waited in vain for another one: one of them hangs, or "
+                "train.layout.time_limit_s is too short"
+            )
+    return None
 
 
 if __name__ == "__main__":

@@ -6,16 +6,22 @@ Reads the environment that `accelerate launch` and `torchrun` set. Writes nothin
 """
 
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import InitProcessGroupKwargs, broadcast, gather_object
 from torch import nn
 
 from data_recipes.artefact import UserError
-from finetune.launch import STAGE_MODULES
+from finetune.launch import LAUNCHED, LOST_EXIT_CODE, STAGE_MODULES
+
+LOST = re.compile(r"gloo|[Cc]onnection (closed|reset)|[Tt]imed out")
 
 
 def say(message: str) -> None:
@@ -30,10 +36,12 @@ def start_accelerator(
     tracker: str | None = None,
     tracker_folder: str | None = None,
     stage: str = "train",
+    time_limit_s: int = 1800,
 ) -> Accelerator:
     """Accelerator over exactly `n_processes` processes; `device` is "auto" or a torch device name.
 
-    `stage` is the one that runs: errors name its option and its command.
+    `stage` is the one that runs: errors name its option and its command. A process that waits longer than
+    `time_limit_s` for the others gives up.
 
     Raises:
         UserError: another number of processes runs, a launcher was asked for several and started one, or
@@ -42,7 +50,10 @@ def start_accelerator(
     # Without cpu=True, torchrun on a machine without an accelerator gives processes that never talk.
     on_cpu = device == "cpu" or not torch.accelerator.is_available()
     try:
-        accelerator = Accelerator(cpu=on_cpu, log_with=tracker, project_dir=tracker_folder)
+        limit = InitProcessGroupKwargs(timeout=timedelta(seconds=time_limit_s))
+        accelerator = Accelerator(
+            cpu=on_cpu, log_with=tracker, project_dir=tracker_folder, kwargs_handlers=[limit]
+        )
     except ValueError as error:
         raise UserError(f"train.tracker={tracker}: {error}") from error
     if tracker and not accelerator.log_with:
@@ -98,6 +109,39 @@ def sum_over_processes(accelerator: Accelerator | None, tensor: torch.Tensor) ->
     summed = accelerator.reduce(tensor.to(accelerator.device), reduction="sum")
     assert isinstance(summed, torch.Tensor)
     return summed.cpu()
+
+
+def gather(accelerator: Accelerator, value: Any) -> list[Any]:
+    """Every process's `value`, in order of the processes."""
+    return gather_object([value]) if accelerator.num_processes > 1 else [value]
+
+
+def agreed(message: str) -> BaseException:
+    """The error of a problem that all processes found: the first of a machine tells it, the others end."""
+    return UserError(message) if int(os.environ.get("LOCAL_RANK", "0")) == 0 else SystemExit(2)
+
+
+@contextmanager
+def lost_process_is_told(time_limit_s: int) -> Iterator[None]:
+    """Inside, an exchange that another process does not take part in is one message.
+
+    Raises:
+        UserError: the connection is lost, or `time_limit_s` passed. Under `finetune.launch`, which sees how
+            the other one ended and tells that, SystemExit.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo has no type of error of its own.
+        lost = isinstance(error, torch.distributed.DistError) or LOST.search(str(error))
+        if not lost or not torch.distributed.is_initialized():
+            raise
+        if LAUNCHED in os.environ:
+            raise SystemExit(LOST_EXIT_CODE) from error
+        raise UserError(
+            "another process of this run ended, or did not answer within "
+            f"train.layout.time_limit_s={time_limit_s}: its own message, or the launcher's, says why"
+        ) from error
 
 
 @torch.no_grad()

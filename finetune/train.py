@@ -28,9 +28,10 @@ from finetune.adapters.adapter_folder import write_adapter_files
 from finetune.adapters.merge import refuse_merged
 from finetune.config import RunConfig, TrainConfig, config_from_arguments
 from finetune.layouts.layout import Layout, data_parallel
+from finetune.layouts.placement import choose_layout, limit_waits
 from finetune.model import load_model, model_fingerprint, tokenizer_fingerprint
 from finetune.moe import moe_layers
-from finetune.processes import say, start_accelerator
+from finetune.processes import lost_process_is_told, say, start_accelerator
 from finetune.selecting.selection import read_plan
 from finetune.training.bad_numbers import refuse_nan
 from finetune.training.losses import evaluation_loss, step_gradients
@@ -64,11 +65,13 @@ def train_rows(
     stop_ids = stop_token_ids(getattr(model, "generation_config", None), tokenizer)
     data = TrainingRows(tokenizer, rows, config, seed, stop_ids)
     validation = validation_examples(tokenizer, validation_rows, config)
-    model.to(layout.device).train()
-    parameters = list(adapter_parameters(model).values())
+    layout.place(model).train()
+    adapter = adapter_parameters(model)
+    parameters = list(adapter.values())
     if not parameters:
         raise UserError("the model has no adapter to train: call attach(model, plan, config, seed) first")
     layout.broadcast(parameters)
+    layout.check_same_rows(data.of_step(0))
     optimizer = adapter_optimizer(model, config)
     monitor = Monitor(layout.accelerator, metrics_path, config.steps)
     pad_token_id = tokenizer.pad_token_id
@@ -79,7 +82,7 @@ def train_rows(
         learning_rate = set_learning_rate(optimizer, step, config)
 
         own_loss = step_gradients(model, examples, step, config, layout, seed, pad_token_id, step == 0)
-        layout.sum_gradients(parameters)
+        layout.sum_gradients(adapter)
         loss = layout.sum_over_rows(own_loss)
         gradient_norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm))
         refuse_nan("gradient norm", gradient_norm, step, [example.row_id for example in examples])
@@ -94,6 +97,7 @@ def train_rows(
             }
             monitor.log(step, found)
 
+    layout.check_same(parameters)
     model.eval()
     return monitor.result(sum(parameter.numel() for parameter in parameters), seed)
 
@@ -107,15 +111,22 @@ def train_stage(config: RunConfig) -> Path:
     if config.train.n_threads is not None:
         torch.set_num_threads(config.train.n_threads)
     output = Path(config.output)
+    time_limit_s = config.train.layout.time_limit_s
     accelerator = start_accelerator(
-        config.train.n_processes, config.base.device, config.train.tracker, str(output / "tracker")
-    )
+        config.train.n_processes, config.base.device, config.train.tracker, str(output / "tracker"),
+        time_limit_s=time_limit_s,
+    )  # fmt: skip
     manifest = read_artefact(output / "data" / "manifest.json", "dataset_manifest")
     train, validation = (read_split(output / "data", split) for split in ("train", "validation"))
-    model, tokenizer = load_model(config.base)
+    layout, placement = choose_layout(config.base, config.train, accelerator)
+    options = sha256_json([config.seed, settings_dict(config.lora), settings_dict(config.train)])
+    layout.check_same_inputs({"data": manifest["content_hash"], "options": options})
+    model, tokenizer = load_model(config.base, placement)
+    limit_waits(model, time_limit_s)
     plan = read_plan(
         output / "plan.json", model_fingerprint(model), moe_layers(model), tokenizer_fingerprint(tokenizer)
     )
+    layout.check_same_inputs({"plan": sha256_json(plan["experts"])})
     n_trainable = attach(model, plan, config.lora, config.seed)
     if config.train.tracker:
         accelerator.init_trackers(config.name, {"train": json.dumps(settings_dict(config.train))})
@@ -132,7 +143,7 @@ def train_stage(config: RunConfig) -> Path:
             config.seed,
             validation.to_list(),
             metrics_path,
-            accelerator,
+            layout=layout,
         )
         assert result.n_trainable == n_trainable
         if partial:
@@ -146,7 +157,8 @@ def train_stage(config: RunConfig) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     """`--config FILE [key=value ...]`: train and print where the adapter is."""
     config = config_from_arguments(argv, "train", "Train LoRA on the chosen experts.")
-    say(str(train_stage(config)))
+    with lost_process_is_told(config.train.layout.time_limit_s):
+        say(str(train_stage(config)))
     return 0
 
 

@@ -58,7 +58,7 @@ def step_gradients(
         refuse_nan("loss", float(loss.detach()), step, batch.row_ids)
         layout.accelerator.backward(loss)
         if checks:
-            check_first_backward(model, experts_of_trained_tokens(routing, batch))
+            check_first_backward(model, layout.hit_by_any(experts_of_trained_tokens(routing, batch)))
         loss_sum += loss.detach()
     return loss_sum
 
@@ -71,9 +71,11 @@ def evaluation_loss(
     model.eval()
     total = torch.zeros((), device=layout.device)
     mine = layout.own_rows(examples)
-    for start in range(0, len(mine), config.batch_size):
-        batch = collate(mine[start : start + config.batch_size], pad_token_id)
-        total += token_losses(model, batch, layout.device).sum()
+    for number in range(layout.n_forwards(len(examples), config.batch_size)):
+        own = mine[number * config.batch_size : (number + 1) * config.batch_size]
+        # A share may be shorter than the others', which ask this process in each of their forwards.
+        losses = token_losses(model, collate(own or examples[:1], pad_token_id), layout.device)
+        total += losses.sum() if own else 0.0
     model.train()
     return layout.sum_over_rows(total) / n_trained_tokens(examples)
 

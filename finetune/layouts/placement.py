@@ -1,0 +1,124 @@
+"""Choose the layout that a config asks for, and check before loading that it can be.
+
+    layout, placement = choose_layout(config.base, config.train, accelerator)
+    model, tokenizer = load_model(config.base, placement)
+
+Sharded loading is transformers' own (`DistributedConfig`): a process reads its own slices from the files, and
+nothing the size of the base is ever on one device. Reads the base's config.json; writes nothing.
+
+    kind                  the base                                      rows of a step
+    one_device            whole, on one device                          one process has all
+    device_map            layer by layer over this machine's devices    one process has all
+    data_parallel         whole, in each process                        shared out
+    fsdp                  a share of each tensor, gathered by layer     shared out
+    expert_parallel       experts shared out, all else in each process  every process has all
+    expert_parallel_fsdp  experts shared out, all else as fsdp          shared out
+"""
+
+import os
+from datetime import timedelta
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import AutoConfig
+from transformers.distributed import DistributedConfig
+
+from data_recipes.artefact import UserError
+from finetune.config import SHARDED, BaseConfig, LayoutConfig, LayoutKind, TrainConfig
+from finetune.layouts.layout import Layout
+from finetune.model import auto_class, resolve_model_path
+from finetune.moe import moe_layers
+from finetune.processes import agreed
+
+
+def choose_layout(
+    base: BaseConfig, train: TrainConfig, accelerator: Accelerator
+) -> tuple[Layout, dict[str, Any]]:
+    """The layout of this process, and the arguments with which `load_model` loads the base for it.
+
+    Raises:
+        UserError: the layout cannot be here; all problems are in one message.
+    """
+    kind, n_processes = train.layout.kind, accelerator.num_processes
+    if kind == "auto":
+        kind = "one_device" if n_processes == 1 else "data_parallel"
+    problems = _problems_here(kind, base) + _problems_of_base(kind, base, train.layout, n_processes)
+    if problems:
+        raise agreed("\n  ".join([f"train.layout.kind={kind} cannot be had here:", *problems]))
+    data_index = accelerator.process_index if train.n_data > 1 else 0
+    if kind not in SHARDED:
+        layout = Layout(accelerator, data_index, train.n_data, kind)
+        return layout, {"device_map": "balanced"} if kind == "device_map" else {}
+    config = distributed_config(kind, train.layout.ep_size, n_processes)
+    layout = Layout(accelerator, data_index, train.n_data, kind, config.ep_size or 1)
+    return layout, {"distributed_config": config}
+
+
+def distributed_config(kind: LayoutKind, ep_size: int | None, n_processes: int) -> DistributedConfig:
+    """Transformers' name for a sharded layout."""
+    if kind == "fsdp":
+        return DistributedConfig(fsdp_size=n_processes)
+    if kind == "expert_parallel":
+        # No rule of tensor parallelism: its group is that of processes with one batch.
+        return DistributedConfig(tp_size=n_processes, tp_plan={}, ep_size=n_processes)
+    return DistributedConfig(fsdp_size=n_processes, ep_size=ep_size or n_processes)
+
+
+def limit_waits(model: Any, time_limit_s: int) -> None:
+    """Give the groups of processes that transformers made the time limit of the whole run's group."""
+    meshes = getattr(model, "_mesh_manager", None)
+    for axis in ("fsdp", "tp", "efsdp", "ep") if meshes is not None else ():
+        meshes.get_mesh(axis).get_group().set_timeout(timedelta(seconds=time_limit_s))
+
+
+def _problems_here(kind: LayoutKind, base: BaseConfig) -> list[str]:
+    """What this machine lacks."""
+    n_devices, n_local = torch.accelerator.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    on_cpu = base.device == "cpu" or n_devices == 0
+    problems = []
+    if kind == "deepspeed" and find_spec("deepspeed") is None:
+        problems.append("DeepSpeed is not installed: pip install 'local-experts[deepspeed]', or take fsdp")
+    if kind == "device_map" and (on_cpu or n_devices < 2):
+        problems.append(f"device_map needs two devices, this machine has {n_devices}: take one_device")
+    if kind in SHARDED and n_devices and base.device != "auto":
+        problems.append(f"base.device is {base.device!r}, and each process takes a device of its own: set auto")
+    if not on_cpu and n_local > n_devices:
+        problems.append(f"{n_local} processes run on this machine, which has {n_devices} device(s)")
+    return problems
+
+
+def _problems_of_base(kind: LayoutKind, base: BaseConfig, layout: LayoutConfig, n_processes: int) -> list[str]:
+    """What the base's class and sizes do not allow; built without weights to find out."""
+    if kind not in SHARDED:
+        return []
+    model = _without_weights(base)
+    problems = []
+    if kind != "expert_parallel" and not model.fsdp_plan:
+        problems.append(f"transformers has no fsdp plan for {type(model).__name__}: take data_parallel")
+    if kind == "fsdp":
+        return problems
+    n_groups = layout.ep_size or n_processes
+    if "ep_dispatch_experts" not in model.ep_plan.values():
+        problems.append(f"transformers has no expert-parallel plan for {type(model).__name__}: take fsdp")
+    uneven = sorted({layer.n_experts for layer in moe_layers(model) if layer.n_experts % n_groups})
+    if uneven:
+        problems.append(f"{uneven[0]} experts cannot be shared out evenly over {n_groups} processes")
+    return problems
+
+
+def _without_weights(base: BaseConfig) -> Any:
+    """The base with tensors that have a shape and no values.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(resolve_model_path(base.model), revision=base.revision)
+        with torch.device("meta"):
+            model: nn.Module = auto_class(config).from_config(config)
+    except Exception as error:  # OSError, ValueError: each library has its own
+        raise UserError(f"cannot read the config of the base {base.model!r}: {error}") from error
+    return model

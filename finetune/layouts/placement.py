@@ -27,7 +27,7 @@ from transformers import AutoConfig
 from transformers.distributed import DistributedConfig
 
 from data_recipes.artefact import UserError
-from finetune.config import SHARDED, BaseConfig, LayoutConfig, LayoutKind, TrainConfig
+from finetune.config import SHARDED, BaseConfig, LayoutKind, TrainConfig
 from finetune.layouts.layout import Layout
 from finetune.model import auto_class, resolve_model_path
 from finetune.moe import moe_layers
@@ -45,25 +45,34 @@ def choose_layout(
     kind, n_processes = train.layout.kind, accelerator.num_processes
     if kind == "auto":
         kind = "one_device" if n_processes == 1 else "data_parallel"
-    problems = _problems_here(kind, base) + _problems_of_base(kind, base, train.layout, n_processes)
+    problems = _problems_here(kind, base)
+    model = _without_weights(base) if kind in SHARDED else None
+    if model is not None:
+        problems += _problems_of_base(kind, model, train.layout.ep_size or n_processes)
     if problems:
         raise agreed("\n  ".join([f"train.layout.kind={kind} cannot be had here:", *problems]))
     data_index = accelerator.process_index if train.n_data > 1 else 0
-    if kind not in SHARDED:
+    if model is None:
         layout = Layout(accelerator, data_index, train.n_data, kind)
         return layout, {"device_map": "balanced"} if kind == "device_map" else {}
-    config = distributed_config(kind, train.layout.ep_size, n_processes)
+    config = distributed_config(kind, train.layout.ep_size, n_processes, model)
     layout = Layout(accelerator, data_index, train.n_data, kind, config.ep_size or 1)
     return layout, {"distributed_config": config}
 
 
-def distributed_config(kind: LayoutKind, ep_size: int | None, n_processes: int) -> DistributedConfig:
-    """Transformers' name for a sharded layout."""
+def distributed_config(
+    kind: LayoutKind, ep_size: int | None, n_processes: int, model: Any
+) -> DistributedConfig:
+    """Transformers' name for a sharded layout of `model`, which needs no weights."""
     if kind == "fsdp":
         return DistributedConfig(fsdp_size=n_processes)
     if kind == "expert_parallel":
-        # No rule of tensor parallelism: its group is that of processes with one batch.
-        return DistributedConfig(tp_size=n_processes, tp_plan={}, ep_size=n_processes)
+        # The group of processes with one batch is that of tensor parallelism, all of whose rules are switched
+        # off here. `tp_plan={}` is documented to do so; transformers 5.23 then says that there is no plan.
+        rules = list(model.tp_plan) or [name for name, _ in model.named_children()][:1]
+        return DistributedConfig(
+            tp_size=n_processes, tp_plan=dict.fromkeys(rules, "replicate"), ep_size=n_processes
+        )
     return DistributedConfig(fsdp_size=n_processes, ep_size=ep_size or n_processes)
 
 
@@ -90,17 +99,13 @@ def _problems_here(kind: LayoutKind, base: BaseConfig) -> list[str]:
     return problems
 
 
-def _problems_of_base(kind: LayoutKind, base: BaseConfig, layout: LayoutConfig, n_processes: int) -> list[str]:
-    """What the base's class and sizes do not allow; built without weights to find out."""
-    if kind not in SHARDED:
-        return []
-    model = _without_weights(base)
+def _problems_of_base(kind: LayoutKind, model: Any, n_groups: int) -> list[str]:
+    """What the base's class and sizes do not allow; `model` needs no weights."""
     problems = []
     if kind != "expert_parallel" and not model.fsdp_plan:
         problems.append(f"transformers has no fsdp plan for {type(model).__name__}: take data_parallel")
     if kind == "fsdp":
         return problems
-    n_groups = layout.ep_size or n_processes
     if "ep_dispatch_experts" not in model.ep_plan.values():
         problems.append(f"transformers has no expert-parallel plan for {type(model).__name__}: take fsdp")
     uneven = sorted({layer.n_experts for layer in moe_layers(model) if layer.n_experts % n_groups})

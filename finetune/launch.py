@@ -34,9 +34,27 @@ def run_in_processes(stage: str, config: RunConfig) -> None:
     write_json(written, settings_dict(config))
     n_processes = getattr(config, stage).n_processes
     line = [sys.executable, "-m", "finetune.launch", stage, str(n_processes), "--config", str(written)]
-    finished = subprocess.run(line, env=stage_environment(stage, config))
-    if finished.returncode != 0:
+    if run_and_show(line, stage_environment(stage, config)) != 0:
         raise UserError(f"{stage} stopped in one of its processes; the message stands above")
+
+
+def run_and_show(line: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command, showing what it writes as it comes; returns its exit code."""
+    if sys.stdout is sys.__stdout__:
+        return subprocess.run(line, env=environment).returncode
+    # In a notebook `print` goes to the cell, and a child's own output to the terminal of the server.
+    started = subprocess.Popen(
+        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    with started:
+        assert started.stdout is not None
+        try:
+            for output in started.stdout:
+                print(output, end="", flush=True)
+        except BaseException:  # the cell was interrupted
+            started.terminate()
+            raise
+    return started.returncode
 
 
 def stage_environment(stage: str, config: RunConfig) -> dict[str, str]:

@@ -95,6 +95,10 @@ def check_process_count(
 
 def launch_command(n_processes: int, arguments: Sequence[str], stage: str = "train") -> str:
     """The command that really runs `n_processes` of a stage on this machine."""
+    if "ipykernel" in sys.modules:  # the arguments of this process are those of a notebook's kernel
+        return (
+            f'run_in_processes("{stage}", config) of finetune.launch, with {stage}.n_processes={n_processes}'
+        )
     module = " ".join([f"-m {STAGE_MODULES[stage]}", *arguments])
     if n_processes == 1:
         return f"python {module}"

@@ -8,6 +8,7 @@ metrics.jsonl, train.json).
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -31,7 +32,7 @@ from finetune.layouts.layout import Layout, data_parallel
 from finetune.layouts.placement import choose_layout, limit_waits
 from finetune.model import load_model, model_fingerprint, tokenizer_fingerprint
 from finetune.moe import moe_layers
-from finetune.processes import lost_process_is_told, say, start_accelerator
+from finetune.processes import check_process_count, lost_process_is_told, say, start_accelerator
 from finetune.selecting.selection import read_plan
 from finetune.training.bad_numbers import refuse_nan
 from finetune.training.losses import evaluation_loss, step_gradients
@@ -62,6 +63,7 @@ def train_rows(
     """
     refuse_merged(model)
     layout = layout or data_parallel(accelerator or start_accelerator(config.n_processes))
+    check_process_count(config.n_processes, layout.accelerator.num_processes, os.environ)
     stop_ids = stop_token_ids(getattr(model, "generation_config", None), tokenizer)
     data = TrainingRows(tokenizer, rows, config, seed, stop_ids)
     validation = validation_examples(tokenizer, validation_rows, config)
@@ -71,7 +73,7 @@ def train_rows(
     if not parameters:
         raise UserError("the model has no adapter to train: call attach(model, plan, config, seed) first")
     layout.broadcast(parameters)
-    layout.check_same_rows(data.of_step(0))
+    layout.check_rows(data.of_step(0))
     optimizer = adapter_optimizer(model, config)
     monitor = Monitor(layout.accelerator, metrics_path, config.steps)
     pad_token_id = tokenizer.pad_token_id

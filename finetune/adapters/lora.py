@@ -115,7 +115,9 @@ class ExpertLora(nn.Module):
         is_chosen_E[self.local] = True
         # On the experts' device at once: PEFT may make the parameters on "meta", which cannot be moved.
         device = experts.down_proj.device
-        self.register_buffer("chosen_N", torch.tensor(self.local, dtype=torch.int64, device=device), persistent=False)
+        self.register_buffer(
+            "chosen_N", torch.tensor(self.local, dtype=torch.int64, device=device), persistent=False
+        )
         self.register_buffer("is_chosen_E", is_chosen_E.to(device), persistent=False)
         # A new module is in training mode, whatever its parent is in: dropout would act in evaluation.
         self.train(experts.training)

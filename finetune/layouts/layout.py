@@ -102,21 +102,26 @@ class Layout:
         differing = unlike_the_first(gather(self.accelerator, digest.hexdigest()))
         if differing:
             raise agreed(
-                f"the adapter of process(es) {differing} differs from that of process 0: some process computed "
-                "something else, so none is to be trusted; go on from the last checkpoint, and look for "
+                f"the adapter of process(es) {differing} differs from that of process 0: one of them "
+                "computed something else, and none is to be trusted; go on from the last checkpoint, and look for "
                 "processes on other hardware or other versions"
             )
 
-    def check_same_rows(self, examples: Sequence[Example]) -> None:
-        """Compare the rows that all processes have for a step.
+    def check_rows(self, examples: Sequence[Example]) -> None:
+        """Compare the rows that all processes have for a step, and see that there are enough.
 
         Raises:
-            UserError: they differ; on all processes.
+            UserError: they differ, or there are fewer different rows than shares; on all processes.
         """
         if self.accelerator.num_processes == 1:
             return
+        n_rows = len({example.row_id for example in examples})
         rows = [(example.row_id, example.tokens, example.labels) for example in examples]
         self.check_same_inputs({"rows": hashlib.sha256(repr(rows).encode()).hexdigest()})
+        if n_rows < self.n_data:
+            raise agreed(
+                f"{n_rows} different row(s) for {self.n_data} processes: take fewer processes, or more rows"
+            )
 
     def check_same_inputs(self, inputs: Mapping[str, str]) -> None:
         """Compare the hashes, by name, of what each process read.

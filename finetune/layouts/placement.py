@@ -16,6 +16,7 @@ nothing the size of the base is ever on one device. Reads the base's config.json
 """
 
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import Any
@@ -45,7 +46,7 @@ def choose_layout(
     kind, n_processes = train.layout.kind, accelerator.num_processes
     if kind == "auto":
         kind = "one_device" if n_processes == 1 else "data_parallel"
-    problems = _problems_here(kind, base)
+    problems = _problems_here(kind, base) + _problems_of_launch(os.environ)
     model = _without_weights(base) if kind in SHARDED else None
     if model is not None:
         problems += _problems_of_base(kind, model, train.layout.ep_size or n_processes)
@@ -93,10 +94,26 @@ def _problems_here(kind: LayoutKind, base: BaseConfig) -> list[str]:
     if kind == "device_map" and (on_cpu or n_devices < 2):
         problems.append(f"device_map needs two devices, this machine has {n_devices}: take one_device")
     if kind in SHARDED and n_devices and base.device != "auto":
-        problems.append(f"base.device is {base.device!r}, and each process takes a device of its own: set auto")
+        problems.append(
+            f"base.device is {base.device!r}, and each process takes a device of its own: set auto"
+        )
     if not on_cpu and n_local > n_devices:
         problems.append(f"{n_local} processes run on this machine, which has {n_devices} device(s)")
     return problems
+
+
+def _problems_of_launch(environment: Mapping[str, str]) -> list[str]:
+    """What `accelerate launch` was told to do to a model that it does not get here."""
+    plugins = {
+        "ACCELERATE_USE_FSDP": "FSDP: take configs/accelerate/fsdp2.yaml and train.layout.kind=fsdp",
+        "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM: take configs/accelerate/expert_parallel.yaml",
+        "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config: take configs/accelerate/fsdp2.yaml",
+    }
+    asked = [text for name, text in plugins.items() if environment.get(name, "false").lower() == "true"]
+    return [
+        f"the base is shared out by transformers, not by Accelerate, which was asked for {text}"
+        for text in asked
+    ]
 
 
 def _problems_of_base(kind: LayoutKind, model: Any, n_groups: int) -> list[str]:

@@ -103,8 +103,8 @@ class Layout:
         if differing:
             raise agreed(
                 f"the adapter of process(es) {differing} differs from that of process 0: one of them "
-                "computed something else, and none is to be trusted; go on from the last checkpoint, and look "
-                "for processes on other hardware or other versions"
+                "computed something else, and none is to be trusted; go on from the last checkpoint, and "
+                "look for processes on other hardware or other versions"
             )
 
     def check_rows(self, examples: Sequence[Example]) -> None:

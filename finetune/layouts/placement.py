@@ -49,7 +49,7 @@ def choose_layout(
     problems = _problems_here(kind, base) + _problems_of_launch(os.environ)
     model = _without_weights(base) if kind in SHARDED else None
     if model is not None:
-        problems += _problems_of_base(kind, model, train.layout.ep_size or n_processes)
+        problems += problems_of_base(kind, model, train.layout.ep_size or n_processes)
     if problems:
         raise agreed("\n  ".join([f"train.layout.kind={kind} cannot be had here:", *problems]))
     data_index = accelerator.process_index if train.n_data > 1 else 0
@@ -116,7 +116,7 @@ def _problems_of_launch(environment: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _problems_of_base(kind: LayoutKind, model: Any, n_groups: int) -> list[str]:
+def problems_of_base(kind: LayoutKind, model: Any, n_groups: int) -> list[str]:
     """What the base's class and sizes do not allow; `model` needs no weights."""
     problems = []
     if kind != "expert_parallel" and not model.fsdp_plan:

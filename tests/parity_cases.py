@@ -56,7 +56,8 @@ class Case(NamedTuple):
 def run_case(folder: Path, case: Case, accelerator: Accelerator | None = None) -> dict[str, Any]:
     """Train `case`: losses by step and of validation, fingerprint of the base, and the adapter's values.
 
-    Without an `accelerator` it is trained in this process alone, on a base that is whole.
+    Without an `accelerator` it is trained in this process alone, on a base that is whole, and remembers all
+    activations.
     """
     base = BaseConfig(model=str(folder / "base"), device="cpu")
     layout: Layout | None = None
@@ -73,8 +74,8 @@ def run_case(folder: Path, case: Case, accelerator: Accelerator | None = None) -
         model.set_experts_implementation("eager")
     plan = {"experts": {str(layer): case.chosen for layer in (1, 2)}}
     attach(model, plan, case.lora, seed=3, announces=False)
-    if case.has_checkpointing:
-        model.gradient_checkpointing_enable()
+    if case.has_checkpointing and accelerator is not None:
+        model.activation_checkpointing_enable()
     rows = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
     metrics = folder / f"{case.name}.jsonl"
     result = train_rows(model, tokenizer, rows, options, 5, rows[:7], metrics, layout=layout)

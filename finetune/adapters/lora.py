@@ -358,5 +358,7 @@ def _up_name(experts: Any) -> str:
 
 def _sizes(experts: Any, name: str) -> tuple[int, int]:
     """(inputs, outputs) of one fused projection."""
-    _, first, second = getattr(experts, name).shape
+    weight = getattr(experts, name)
+    # DeepSpeed's ZeRO-3 leaves a tensor without elements between two uses.
+    _, first, second = getattr(weight, "ds_shape", weight.shape)
     return (first, second) if experts.is_transposed else (second, first)

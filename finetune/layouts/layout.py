@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from finetune.batches import Example, contiguous_part
-from finetune.config import SHARDED, LayoutKind
+from finetune.config import SHARED_OUT, LayoutKind
 from finetune.processes import agreed, broadcast_parameters, gather, sum_gradients
 
 
@@ -36,7 +36,7 @@ class Layout:
     @property
     def in_step(self) -> bool:
         """Whether a forward asks other processes, for weights or for experts: all must make equally many."""
-        return self.kind in SHARDED
+        return self.kind in SHARED_OUT
 
     @property
     def counts(self) -> bool:

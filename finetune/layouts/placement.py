@@ -1,16 +1,17 @@
 """Choose the layout that a config asks for, and check before loading that it can be.
 
-    layout, placement = choose_layout(config.base, config.train, accelerator)
-    model, tokenizer = load_model(config.base, placement)
+    layout, sharing = choose_layout(config.base, config.train, accelerator)
+    model, tokenizer = load_base(config.base, layout, sharing, time_limit_s)
 
-Sharded loading is transformers' own (`DistributedConfig`): a process reads its own slices from the files, and
-nothing the size of the base is ever on one device. Reads the base's config.json; writes nothing.
+Loading in shares is transformers' own (`DistributedConfig`): a process reads its slices of the files, and nothing
+the size of the base is ever on one device. Reads the base's config.json; writes nothing.
 
     kind                  the base                                      rows of a step
     one_device            whole, on one device                          one process has all
     device_map            layer by layer over this machine's devices    one process has all
     data_parallel         whole, in each process                        shared out
     fsdp                  a share of each tensor, gathered by layer     shared out
+    zero3                 as fsdp, by DeepSpeed (zero3.py)                  shared out
     expert_parallel       experts shared out, all else in each process  every process has all
     expert_parallel_fsdp  experts shared out, all else as fsdp          shared out
 """
@@ -28,17 +29,18 @@ from transformers import AutoConfig
 from transformers.distributed import DistributedConfig
 
 from data_recipes.artefact import UserError
-from finetune.config import SHARDED, BaseConfig, LayoutKind, TrainConfig
+from finetune.config import SHARED_OUT, BaseConfig, LayoutKind, TrainConfig
 from finetune.layouts.layout import Layout
-from finetune.model import auto_class, resolve_model_path
+from finetune.layouts.zero3 import load_zero3
+from finetune.model import auto_class, load_model, resolve_model_path
 from finetune.moe import moe_layers
 from finetune.processes import agreed
 
 
 def choose_layout(
     base: BaseConfig, train: TrainConfig, accelerator: Accelerator
-) -> tuple[Layout, dict[str, Any]]:
-    """The layout of this process, and the arguments with which `load_model` loads the base for it.
+) -> tuple[Layout, DistributedConfig | None]:
+    """The layout of this process, and how transformers is to share the base out, if it is.
 
     Raises:
         UserError: the layout cannot be here; all problems are in one message.
@@ -47,18 +49,37 @@ def choose_layout(
     if kind == "auto":
         kind = "one_device" if n_processes == 1 else "data_parallel"
     problems = _problems_here(kind, base) + _problems_of_launch(os.environ)
-    model = _without_weights(base) if kind in SHARDED else None
+    model = _without_weights(base) if kind in SHARED_OUT and kind != "zero3" else None
     if model is not None:
         problems += problems_of_base(kind, model, train.layout.ep_size or n_processes)
     if problems:
         raise agreed("\n  ".join([f"train.layout.kind={kind} cannot be had here:", *problems]))
     data_index = accelerator.process_index if train.n_data > 1 else 0
     if model is None:
-        layout = Layout(accelerator, data_index, train.n_data, kind)
-        return layout, {"device_map": "balanced"} if kind == "device_map" else {}
+        return Layout(accelerator, data_index, train.n_data, kind), None
     config = distributed_config(kind, train.layout.ep_size, n_processes, model)
     layout = Layout(accelerator, data_index, train.n_data, kind, config.ep_size or 1)
-    return layout, {"distributed_config": config}
+    return layout, config
+
+
+def load_base(
+    base: BaseConfig, layout: Layout, sharing: DistributedConfig | None, time_limit_s: int
+) -> tuple[Any, Any]:
+    """Load the base as `layout` says, frozen, and its tokenizer.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    if layout.kind == "zero3":
+        return load_zero3(base)
+    if layout.kind == "device_map":
+        return load_model(base, {"device_map": "balanced"})
+    model, tokenizer = load_model(base, {"distributed_config": sharing} if sharing else {})
+    # Transformers makes groups of processes of its own: they get the time limit of the whole run's.
+    meshes = getattr(model, "_mesh_manager", None)
+    for axis in ("fsdp", "tp", "efsdp", "ep") if meshes is not None else ():
+        meshes.get_mesh(axis).get_group().set_timeout(timedelta(seconds=time_limit_s))
+    return model, tokenizer
 
 
 def distributed_config(
@@ -77,23 +98,16 @@ def distributed_config(
     return DistributedConfig(fsdp_size=n_processes, ep_size=ep_size or n_processes)
 
 
-def limit_waits(model: Any, time_limit_s: int) -> None:
-    """Give the groups of processes that transformers made the time limit of the whole run's group."""
-    meshes = getattr(model, "_mesh_manager", None)
-    for axis in ("fsdp", "tp", "efsdp", "ep") if meshes is not None else ():
-        meshes.get_mesh(axis).get_group().set_timeout(timedelta(seconds=time_limit_s))
-
-
 def _problems_here(kind: LayoutKind, base: BaseConfig) -> list[str]:
     """What this machine lacks."""
     n_devices, n_local = torch.accelerator.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     on_cpu = base.device == "cpu" or n_devices == 0
     problems = []
-    if kind == "deepspeed" and find_spec("deepspeed") is None:
+    if kind == "zero3" and find_spec("deepspeed") is None:
         problems.append("DeepSpeed is not installed: pip install 'local-experts[deepspeed]', or take fsdp")
     if kind == "device_map" and (on_cpu or n_devices < 2):
         problems.append(f"device_map needs two devices, this machine has {n_devices}: take one_device")
-    if kind in SHARDED and n_devices and base.device != "auto":
+    if kind in SHARED_OUT and n_devices and base.device != "auto":
         problems.append(
             f"base.device is {base.device!r}, and each process takes a device of its own: set auto"
         )
@@ -106,6 +120,7 @@ def _problems_of_launch(environment: Mapping[str, str]) -> list[str]:
     """What `accelerate launch` was told to do to a model that it does not get here."""
     plugins = {
         "ACCELERATE_USE_FSDP": "FSDP: take configs/accelerate/fsdp2.yaml and train.layout.kind=fsdp",
+        "ACCELERATE_USE_DEEPSPEED": "DeepSpeed: take configs/accelerate/zero3.yaml",
         "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM: take configs/accelerate/expert_parallel.yaml",
         "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config: take configs/accelerate/fsdp2.yaml",
     }

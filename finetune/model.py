@@ -193,9 +193,9 @@ def _samples_of_zero3(model: PreTrainedModel) -> dict[str, bytes]:
     samples = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if hasattr(parameter, "ds_id"):
-            from deepspeed.zero import GatheredParameters  # pyright: ignore[reportMissingImports]
+            from deepspeed import zero  # pyright: ignore[reportMissingImports]
 
-            with GatheredParameters([parameter]):
+            with zero.GatheredParameters([parameter]):
                 samples[name.replace(".base_layer", "")] = sampled_bytes(parameter)
     return samples
 

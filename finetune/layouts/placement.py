@@ -3,8 +3,8 @@
     layout, sharing = choose_layout(config.base, config.train, accelerator)
     model, tokenizer = load_base(config.base, layout, sharing, time_limit_s)
 
-Loading in shares is transformers' own (`DistributedConfig`): a process reads its slices of the files, and nothing
-the size of the base is ever on one device. Reads the base's config.json; writes nothing.
+Loading in shares is transformers' own (`DistributedConfig`): a process reads its slices of the files, and
+nothing the size of the base is ever on one device. Reads the base's config.json; writes nothing.
 
     kind                  the base                                      rows of a step
     one_device            whole, on one device                          one process has all

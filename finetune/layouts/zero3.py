@@ -21,7 +21,7 @@ def load_zero3(base: BaseConfig) -> tuple[Any, Any]:
     settings: dict[str, Any] = {
         "zero_optimization": {"stage": 3},
         "bf16": {"enabled": base.dtype == "bfloat16"},
-        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed asks for it and, without a data loader, never uses it
+        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed asks for it, and uses it for a data loader
     }
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False)
     while_loading = HfDeepSpeedConfig(settings)  # from_pretrained looks whether one is alive

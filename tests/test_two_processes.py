@@ -75,10 +75,10 @@ def test_two_processes_give_the_numbers_of_one(run_config: RunConfig, tmp_path: 
     assert any(bool(value.any()) for name, value in one.items() if name.endswith(".B"))
     launchers = {
         "torchrun": TORCHRUN,
-        "accelerate launch": [*ACCELERATE, "--multi_gpu", "--num_processes", "2"],
+        "accelerate launch": [*ACCELERATE, "--config_file", "configs/accelerate/cpu.yaml"],
     }
     for name, launcher in launchers.items():
-        finished = train(tmp_path, launcher, "train.n_processes=2", ACCELERATE_USE_CPU="true")
+        finished = train(tmp_path, launcher, "train.n_processes=2")
         assert finished.returncode == 0, f"{name}: {finished.stderr}"
         assert finished.stdout.count("trainable parameters") == 1, "only the first process speaks"
         two, two_losses = adapter_and_losses(tmp_path)

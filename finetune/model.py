@@ -7,6 +7,7 @@ The only file that may name a kind of accelerator.
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -96,8 +97,8 @@ def load_model(
         hint = f"did you mean {nearest[0]!r}? " if nearest else ""
         raise UserError(f"there is no model {path!r}: {hint}{_WHAT_A_MODEL_IS}")
     shows_progress = is_progress_bar_enabled()
-    if base.model in SHIPPED_MODELS:
-        disable_progress_bar()  # it loads in a blink; a bar helps with a large one
+    if base.model in SHIPPED_MODELS or os.environ.get("LOCAL_RANK", "0") != "0":
+        disable_progress_bar()  # it loads in a blink; a bar, of one process, helps with a large one
     try:
         tokenizer = load_tokenizer(base)
         config = AutoConfig.from_pretrained(path, revision=base.revision)

@@ -1,4 +1,4 @@
-"""What a second process brings, and what keeping the adapter the same costs: steps of the quickstart's training.
+"""What a second process brings, and what keeping adapters the same costs: the quickstart's training steps.
 
     python tests/layout_cost.py [STEPS [LAYOUT ...]]     (as 40 data_parallel fsdp; without: 40 data_parallel)
 
@@ -115,11 +115,11 @@ def main() -> None:
     print(f"one process: {one['tokens_per_s']:,.0f} tokens/s, step {1000 * one['step_s']:.0f} ms")
     for kind in kinds or ["data_parallel"]:
         two = launched(int(n_steps), kind, 2)
-        shares = {name: two[name] / two["step_s"] for name in ("waited_s", "synchronised_s")}
+        ratio = two["tokens_per_s"] / one["tokens_per_s"]
+        waited, synchronised = (two[name] / two["step_s"] for name in ("waited_s", "synchronised_s"))
         print(
-            f"two, {kind}: {two['tokens_per_s']:,.0f} tokens/s ({two['tokens_per_s'] / one['tokens_per_s']:.2f}"
-            f" x), step {1000 * two['step_s']:.0f} ms, of which synchronising {shares['synchronised_s']:.1%} "
-            f"and waiting for the other {shares['waited_s']:.1%}"
+            f"two, {kind}: {two['tokens_per_s']:,.0f} tokens/s ({ratio:.2f} x), step {1000 * two['step_s']:.0f} ms, "
+            f"of which synchronising {synchronised:.1%} and waiting for the other {waited:.1%}"
         )
 
 

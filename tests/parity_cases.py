@@ -38,6 +38,7 @@ class Case(NamedTuple):
     has_checkpointing: bool = False
     is_eager: bool = False  # experts one after the other, as on devices without a good grouped_mm
     linear: bool = True  # LoRA on attention and shared experts too
+    base: str = "base"  # folder of the model
 
     @property
     def lora(self) -> LoraConfig:
@@ -59,7 +60,7 @@ def run_case(folder: Path, case: Case, accelerator: Accelerator | None = None) -
     Without an `accelerator` it is trained in this process alone, on a base that is whole, and remembers all
     activations.
     """
-    base = BaseConfig(model=str(folder / "base"), device="cpu")
+    base = BaseConfig(model=str(folder / case.base), device="cpu")
     options = case.train(accelerator.num_processes if accelerator else 1)
     if accelerator is None:
         options = case._replace(kind="auto", ep_size=None).train(1)

@@ -1,6 +1,7 @@
 """A layout that cannot be had is refused before the base is loaded, with all reasons at once."""
 
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,16 +10,20 @@ from typing import Any, get_args
 import pytest
 import torch
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from test_train import chat_rows
 from tiny_families import FAMILIES, build_tiny_family
 
 from data_recipes.artefact import UserError
 from data_recipes.settings import load_settings
-from finetune.config import BaseConfig, LayoutConfig, LayoutKind, RunConfig, TrainConfig
+from finetune.adapters.adapter import attach
+from finetune.config import BaseConfig, LayoutConfig, LayoutKind, LoraConfig, RunConfig, TrainConfig
 from finetune.launch import LOST_EXIT_CODE, ending, run_and_show
-from finetune.layouts.layout import Layout
+from finetune.layouts.layout import Layout, data_parallel
 from finetune.layouts.placement import choose_layout, problems_of_base
+from finetune.model import load_model, load_tokenizer
 from finetune.moe import moe_layers
-from finetune.processes import check_process_count
+from finetune.processes import check_process_count, start_accelerator
+from finetune.train import train_rows
 
 ROOT = Path(__file__).parents[1]
 ACCELERATE = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
@@ -196,6 +201,26 @@ def test_what_a_child_writes_is_shown_where_print_goes(capsys: pytest.CaptureFix
     program = "import sys; print('out', flush=True); print('err', file=sys.stderr); sys.exit(3)"
     assert run_and_show([sys.executable, "-c", program], {}) == 3
     assert capsys.readouterr().out.split() == ["out", "err"]
+
+
+def test_training_in_copies_that_never_talk_is_refused(
+    tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = data_parallel(start_accelerator(1, "cpu"))
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun and notebook_launcher set it
+    with pytest.raises(UserError, match="2 processes were launched, but each is alone"):
+        train_rows(tiny_model, tiny_tokenizer, [], options("auto", 1), layout=alone)
+
+
+def test_a_base_laid_out_by_a_device_map_trains_to_the_same_bits(base: BaseConfig) -> None:
+    tokenizer, losses = load_tokenizer(base), []
+    for kind, placement in (("one_device", {}), ("device_map", {"device_map": {"": "cpu"}})):
+        model, _ = load_model(base, placement)
+        attach(model, {"experts": {"1": [0, 5]}}, LoraConfig(rank=4), seed=0, announces=False)
+        layout = Layout(start_accelerator(1, "cpu"), 0, 1, kind)  # type: ignore[arg-type]
+        config = replace(options("auto", 1), steps=3, batch_size=4)
+        losses.append(train_rows(model, tokenizer, chat_rows(8), config, layout=layout).last_loss)
+    assert losses[0] == losses[1]
 
 
 def test_copies_in_a_notebook_are_told_what_to_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from transformers import AutoConfig
-from transformers.distributed import DistributedConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from data_recipes.artefact import UserError
 from finetune.config import SHARED_OUT, BaseConfig, LayoutKind, TrainConfig
@@ -76,7 +76,7 @@ def load_base(
         return load_model(base, {"device_map": "balanced"})
     model, tokenizer = load_model(base, {"distributed_config": sharing} if sharing else {})
     # Transformers makes groups of processes of its own: they get the time limit of the whole run's.
-    meshes = getattr(model, "_mesh_manager", None)
+    meshes: Any = getattr(model, "_mesh_manager", None)
     for axis in ("fsdp", "tp", "efsdp", "ep") if meshes is not None else ():
         meshes.get_mesh(axis).get_group().set_timeout(timedelta(seconds=time_limit_s))
     return model, tokenizer

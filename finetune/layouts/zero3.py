@@ -8,7 +8,7 @@ Run in two processes on the CPU with deepspeed 0.19.8, never on another device.
 from typing import Any
 
 import torch
-from transformers.integrations import HfDeepSpeedConfig
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from finetune.config import BaseConfig
 from finetune.model import load_model

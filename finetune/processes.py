@@ -8,6 +8,7 @@ Reads the environment that `accelerate launch` and `torchrun` set. Writes nothin
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,6 +22,7 @@ from torch import nn
 from data_recipes.artefact import UserError
 from finetune.launch import LAUNCHED, LOST_EXIT_CODE, STAGE_MODULES
 
+SECONDS_TO_TELL = 5
 LOST = re.compile(r"gloo|[Cc]onnection (closed|reset)|[Tt]imed out")
 
 
@@ -126,15 +128,20 @@ def agreed(message: str) -> BaseException:
 
 
 @contextmanager
-def lost_process_is_told(time_limit_s: int) -> Iterator[None]:
-    """Inside, an exchange that another process does not take part in is one message.
+def one_message(time_limit_s: int) -> Iterator[None]:
+    """Inside, what ends several processes is told by one of them.
 
     Raises:
-        UserError: the connection is lost, or `time_limit_s` passed. Under `finetune.launch`, which sees how
-            the other one ended and tells that, SystemExit.
+        UserError: as inside; or the connection to another process is lost, or `time_limit_s` passed while it
+            did not answer. Under `finetune.launch`, which sees and tells how that one ended, SystemExit.
     """
     try:
         yield
+    except UserError:
+        # The others may have found the same: the launcher ends them when the first has told it.
+        if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+            time.sleep(SECONDS_TO_TELL)
+        raise
     except RuntimeError as error:
         # gloo has no type of error of its own.
         lost = isinstance(error, torch.distributed.DistError) or LOST.search(str(error))

@@ -32,7 +32,7 @@ from finetune.layouts.layout import Layout, data_parallel
 from finetune.layouts.placement import choose_layout, load_base
 from finetune.model import model_fingerprint, tokenizer_fingerprint
 from finetune.moe import moe_layers
-from finetune.processes import check_process_count, lost_process_is_told, say, start_accelerator
+from finetune.processes import check_process_count, one_message, say, start_accelerator
 from finetune.selecting.selection import read_plan
 from finetune.training.bad_numbers import refuse_nan
 from finetune.training.losses import evaluation_loss, step_gradients
@@ -158,7 +158,7 @@ def train_stage(config: RunConfig) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     """`--config FILE [key=value ...]`: train and print where the adapter is."""
     config = config_from_arguments(argv, "train", "Train LoRA on the chosen experts.")
-    with lost_process_is_told(config.train.layout.time_limit_s):
+    with one_message(config.train.layout.time_limit_s):
         say(str(train_stage(config)))
     return 0
 

@@ -118,8 +118,9 @@ def main() -> None:
         ratio = two["tokens_per_s"] / one["tokens_per_s"]
         waited, synchronised = (two[name] / two["step_s"] for name in ("waited_s", "synchronised_s"))
         print(
-            f"two, {kind}: {two['tokens_per_s']:,.0f} tokens/s ({ratio:.2f} x), step {1000 * two['step_s']:.0f} ms, "
-            f"of which synchronising {synchronised:.1%} and waiting for the other {waited:.1%}"
+            f"two, {kind}: {two['tokens_per_s']:,.0f} tokens/s ({ratio:.2f} x), "
+            f"step {1000 * two['step_s']:.0f} ms, of which synchronising {synchronised:.1%} "
+            f"and waiting for the other {waited:.1%}"
         )
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from data_recipes.artefact import UserError
 from finetune.batches import Example
 from finetune.layouts.layout import data_parallel
-from finetune.processes import lost_process_is_told, start_accelerator
+from finetune.processes import one_message, start_accelerator
 
 TIME_LIMIT_S = 6
 
@@ -53,7 +53,7 @@ def main(folder: Path) -> None:
     told["one drifted by a bit"] = outcome(lambda: layout.check_same(adapter))
 
     def waits_in_vain() -> None:
-        with lost_process_is_told(TIME_LIMIT_S):
+        with one_message(TIME_LIMIT_S):
             layout.check_same(adapter)
 
     started = time.monotonic()

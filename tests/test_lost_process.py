@@ -91,6 +91,25 @@ def test_a_killed_process_ends_all_with_one_message(
     assert not (tmp_path / "run" / "adapter").exists()
 
 
+def test_an_error_of_all_processes_is_told_once(
+    tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    config = write_run_inputs(tmp_path, tiny_model_factory(vocab_size=262), tiny_tokenizer)
+    write_json(tmp_path / "config.yaml", settings_dict(config))
+    arguments = [
+        "--config",
+        str(tmp_path / "config.yaml"),
+        "train.n_processes=2",
+        "train.max_length_tokens=3",
+    ]
+    finished = subprocess.run(
+        [sys.executable, "-m", "finetune.launch", "train", "2", "--config", str(tmp_path / "config.yaml"), *changes],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 2
+    assert finished.stderr.count("error:") == 1 and "max_length_tokens" in finished.stderr
+
+
 def wait_for(is_so: Any, seconds: float) -> None:
     """Look again until `is_so()`."""
     end = time.monotonic() + seconds

@@ -74,11 +74,12 @@ def load_base(
         return load_zero3(base)
     if layout.kind == "device_map":
         return load_model(base, {"device_map": "balanced"})
-    model, tokenizer = load_model(base, {"distributed_config": sharing} if sharing else {})
+    loaded: Any = load_model(base, {"distributed_config": sharing} if sharing else {})
+    model, tokenizer = loaded
     # Transformers makes groups of processes of its own: they get the time limit of the whole run's.
-    meshes: Any = getattr(model, "_mesh_manager", None)
-    for axis in ("fsdp", "tp", "efsdp", "ep") if meshes is not None else ():
-        meshes.get_mesh(axis).get_group().set_timeout(timedelta(seconds=time_limit_s))
+    axes = ("fsdp", "tp", "efsdp", "ep") if sharing else ()
+    for axis in axes:
+        model._mesh_manager.get_mesh(axis).get_group().set_timeout(timedelta(seconds=time_limit_s))
     return model, tokenizer
 
 

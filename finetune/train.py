@@ -100,6 +100,7 @@ def train_rows(
             monitor.log(step, found)
 
     layout.check_same(parameters)
+    layout.check_same_inputs({"rows": monitor.row_order.hexdigest()})
     model.eval()
     return monitor.result(sum(parameter.numel() for parameter in parameters), seed)
 

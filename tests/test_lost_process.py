@@ -96,9 +96,10 @@ def test_an_error_of_all_processes_is_told_once(
 ) -> None:
     config = write_run_inputs(tmp_path, tiny_model_factory(vocab_size=262), tiny_tokenizer)
     write_json(tmp_path / "config.yaml", settings_dict(config))
+    config_file = ["--config", str(tmp_path / "config.yaml")]
     changes = ["train.n_processes=2", "train.max_length_tokens=3"]
     finished = subprocess.run(
-        [sys.executable, "-m", "finetune.launch", "train", "2", "--config", str(tmp_path / "config.yaml"), *changes],
+        [sys.executable, "-m", "finetune.launch", "train", "2", *config_file, *changes],
         cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert finished.returncode == 2

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from data_recipes.settings import load_settings, out_of_range
 
@@ -142,6 +142,39 @@ class LoraConfig:
         return wrong + out_of_range({"rank": self.rank, "down_rank": self.down_rank})
 
 
+# auto is one_device, or data_parallel with several processes. layouts/placement.py says what each is.
+SharedOut = Literal["fsdp", "zero3", "expert_parallel", "expert_parallel_fsdp"]
+LayoutKind = Literal["auto", "one_device", "device_map", "data_parallel", SharedOut]
+SHARED_OUT: tuple[SharedOut, ...] = get_args(SharedOut)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutConfig:
+    """How the frozen base lies over devices and processes while it is trained."""
+
+    kind: LayoutKind = "auto"
+    # expert_parallel_fsdp: processes that share out a layer's experts; None is all of them
+    ep_size: int | None = None
+    time_limit_s: int = 1800  # of one exchange between processes; then a process that hangs ends the run
+
+    def problems(self) -> list[str]:
+        """Values no run can use, as "key: reason"."""
+        wrong = out_of_range({"time_limit_s": self.time_limit_s}) + out_of_range({"ep_size": self.ep_size}, 2)
+        if self.ep_size is not None and self.kind != "expert_parallel_fsdp":
+            wrong.append("ep_size: is of kind expert_parallel_fsdp; expert_parallel takes all processes")
+        return wrong
+
+    def problems_of(self, n_processes: int) -> list[str]:
+        """What does not go with that number of processes."""
+        if self.kind in ("one_device", "device_map") and n_processes > 1:
+            return [f"layout.kind: {self.kind} is one process, and n_processes is {n_processes}"]
+        if self.kind in SHARED_OUT and n_processes == 1:
+            return [f"layout.kind: {self.kind} shares the base out over processes: set n_processes"]
+        if self.ep_size is not None and n_processes % self.ep_size:
+            return [f"layout.ep_size: {self.ep_size} does not divide n_processes ({n_processes})"]
+        return []
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
     """Rows of a second dataset among those of the run, against forgetting."""
@@ -229,6 +262,12 @@ class TrainConfig:
     n_threads: int | None = None  # CPU threads of a process; None leaves torch's choice
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+
+    @property
+    def n_data(self) -> int:
+        """Shares that a step's rows are cut into: under expert_parallel all processes work on the same."""
+        return 1 if self.layout.kind == "expert_parallel" else self.n_processes
 
     def problems(self) -> list[str]:
         """Values no run can use, as "key: reason"."""
@@ -244,10 +283,10 @@ class TrainConfig:
             wrong.append("explode_ratio: must be above 1")
         if self.steps >= 1 and self.warmup_steps >= self.steps:
             wrong.append(f"warmup_steps: must be below steps ({self.steps})")
-        parts = self.n_processes * self.accumulate
+        parts = self.n_data * self.accumulate
         if parts >= 1 and self.batch_size % parts:
             wrong.append(f"batch_size: must be a multiple of n_processes x accumulate ({parts})")
-        return wrong + self._batching_problems()
+        return wrong + self._batching_problems() + self.layout.problems_of(self.n_processes)
 
     def _batching_problems(self) -> list[str]:
         wrong = []
@@ -312,6 +351,11 @@ class RunConfig:
             wrong.append(
                 "select.method: none leaves nothing to train: set lora.attention or lora.shared_experts to "
                 "true, or choose experts"
+            )
+        if self.lora.dropout and self.train.layout.kind.startswith("expert_parallel"):
+            wrong.append(
+                f"lora.dropout: must be 0 with train.layout.kind={self.train.layout.kind}: which values are "
+                "dropped would depend on the number of processes"
             )
         return wrong
 

@@ -14,14 +14,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from data_recipes.artefact import UserError, write_json
 from data_recipes.settings import settings_dict
 from finetune.checkpoints.stop_signals import EXIT_CODES, Stopped
 from finetune.config import RunConfig
 
+LAUNCHED = "LOCAL_EXPERTS_LAUNCHED"  # in the environment of the processes started here
+LOST_EXIT_CODE = 3  # of a process that lost another one: it leaves the telling to this module
 STAGE_MODULES = {"profile": "finetune.profiling.routing", "train": "finetune.train"}
 
 
@@ -34,24 +38,43 @@ def run_in_processes(stage: str, config: RunConfig) -> None:
     write_json(written, settings_dict(config))
     n_processes = getattr(config, stage).n_processes
     line = [sys.executable, "-m", "finetune.launch", stage, str(n_processes), "--config", str(written)]
-    exit_code = _run_until_asked_to_stop(line, stage_environment(stage, config))
+    exit_code = run_and_show(line, stage_environment(stage, config))
     if exit_code in EXIT_CODES.values():
         raise Stopped(f"{stage} was asked to stop; the message stands above", exit_code)
     if exit_code != 0:
         raise UserError(f"{stage} stopped in one of its processes; the message stands above")
 
 
-def _run_until_asked_to_stop(line: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a command that ends in its own time: SIGTERM is handed on to it, Ctrl-C reaches it by itself."""
-    launcher = subprocess.Popen(line, env=environment)
+def run_and_show(line: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command, showing what it writes as it comes; returns its exit code.
+
+    It ends in its own time when it is asked to stop: SIGTERM is handed on to it, and Ctrl-C reaches it by
+    itself.
+    """
+    # In a notebook `print` goes to the cell, and a child's own output to the terminal of the server.
+    in_notebook = sys.stdout is not sys.__stdout__
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if in_notebook else {}
+    started = subprocess.Popen(line, env=environment, text=True, errors="replace", **pipes)
+    with started, _asked_to_stop(started, in_notebook):
+        for output in started.stdout or ():
+            print(output, end="", flush=True)
+        return started.wait()
+
+
+@contextmanager
+def _asked_to_stop(started: subprocess.Popen[str], in_notebook: bool) -> Iterator[None]:
+    """Inside, a signal that asks this process to stop asks `started`, where it does not reach it by itself."""
     if threading.current_thread() is not threading.main_thread():
-        return launcher.wait()
-    former = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: launcher.send_signal(number)),
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
-    }
+        yield
+        return
+
+    def hand_on(number: int, frame: object) -> None:
+        if number == signal.SIGTERM or in_notebook:  # the cell was interrupted
+            started.send_signal(signal.SIGTERM)
+
+    former = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        return launcher.wait()
+        yield
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
@@ -83,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stage, n_processes, *rest = sys.argv[1:] if argv is None else argv
     # torchrun's own report would bury the message of the process that failed.
     logging.disable(logging.CRITICAL)
+    os.environ[LAUNCHED] = "1"
     # Unset, torchrun takes one thread a process and says so at length. train.n_threads has the last word.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(n_processes))))
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -94,14 +118,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SignalException as asked:  # the processes had it too, and their own message stands above
         return EXIT_CODES.get(asked.sigval, 2)
     except ChildFailedError as failed:
-        rank, failure = failed.get_first_failure()
-        if failure.exitcode in EXIT_CODES.values():
-            return failure.exitcode
-        if failure.exitcode < 0:  # a killed process had no time for a message of its own
-            killed = f"error: {stage} process {rank} was killed by signal {-failure.exitcode}"
-            print(f"{killed}; if nobody stopped it, the machine ran out of memory", file=sys.stderr)
+        codes = {rank: failure.exitcode for rank, failure in sorted(failed.failures.items())}
+        _, first = failed.get_first_failure()
+        if first.exitcode in EXIT_CODES.values():
+            return first.exitcode
+        if message := ending(stage, codes):
+            print(message, file=sys.stderr)
         return 2
     return 0
+
+
+def ending(stage: str, codes: Mapping[int, int]) -> str | None:
+    """What to say of processes that ended badly, by their exit codes; None where one of them said it."""
+    # torchrun ends those that are left by SIGTERM.
+    for rank, code in codes.items():
+        if code < 0 and code != -signal.SIGTERM:  # it had no time for a message of its own
+            killed = f"error: {stage} process {rank} was killed by signal {-code}"
+            return f"{killed}; if nobody stopped it, the machine ran out of memory"
+    for rank, code in codes.items():
+        if code == LOST_EXIT_CODE:
+            return (
+                f"error: {stage} process {rank} waited in vain for another one: one of them hangs, or "
+                "train.layout.time_limit_s is too short"
+            )
+    return None
 
 
 if __name__ == "__main__":

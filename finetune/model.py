@@ -6,12 +6,16 @@ The only file that may name a kind of accelerator.
 
 import hashlib
 import json
+import math
+import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,7 +34,10 @@ from data_recipes.artefact import UserError, sha256_json
 from finetune.config import SHIPPED_MODELS, BaseConfig
 
 # Parts of a config that say how a model was loaded, not which model it is.
-_LOADING_KEYS = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "_commit_hash", "use_cache")
+_LOADING_KEYS = (
+    "_name_or_path", "dtype", "torch_dtype", "transformers_version", "_commit_hash", "use_cache",
+    "distributed_config",
+)  # fmt: skip
 _WHAT_A_MODEL_IS = (
     "give a folder with config.json, *.safetensors and a tokenizer, a Hub id (owner/name; needs the network "
     "or a filled cache), or tiny-glm"
@@ -73,10 +80,13 @@ def auto_class(config: Any) -> Any:
     return AutoModelForCausalLM
 
 
-def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    base: BaseConfig, placement: Mapping[str, Any] | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the base in evaluation mode with every parameter frozen, and its tokenizer.
 
-    Weights are read from safetensors only and no code from the model's repository is run.
+    Weights are read from safetensors only and no code from the model's repository is run. `placement` are
+    arguments of `from_pretrained` that say where the weights go; without any they go to `base.device`.
 
     Raises:
         UserError: there is no model of that name, or its files are missing or damaged.
@@ -87,8 +97,8 @@ def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         hint = f"did you mean {nearest[0]!r}? " if nearest else ""
         raise UserError(f"there is no model {path!r}: {hint}{_WHAT_A_MODEL_IS}")
     shows_progress = is_progress_bar_enabled()
-    if base.model in SHIPPED_MODELS:
-        disable_progress_bar()  # it loads in a blink; a bar helps with a large one
+    if base.model in SHIPPED_MODELS or os.environ.get("LOCAL_RANK", "0") != "0":
+        disable_progress_bar()  # it loads in a blink; a bar, of one process, helps with a large one
     try:
         tokenizer = load_tokenizer(base)
         config = AutoConfig.from_pretrained(path, revision=base.revision)
@@ -98,6 +108,7 @@ def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
             dtype=getattr(torch, base.dtype),
             use_safetensors=True,
             output_loading_info=True,
+            **(placement or {}),
         )
         model, loading = loaded
         if missing := sorted(loading["missing_keys"]):  # transformers makes up random values for these
@@ -110,7 +121,8 @@ def load_model(base: BaseConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     finally:
         if shows_progress:
             enable_progress_bar()
-    model: Any = model.to(device=choose_device(base.device))
+    if not placement:
+        model = model.to(device=choose_device(base.device))
     _align(model)
     return model.eval().requires_grad_(False), tokenizer
 
@@ -122,7 +134,8 @@ def _align(model: torch.nn.Module) -> None:
     the alignment of its operands: one model would give two results, by the luck of its loading.
     """
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.data_ptr() % ALIGNMENT_BYTES:
+        # A share of a tensor is gathered, or sliced, into new memory by each forward.
+        if not isinstance(tensor, DTensor) and tensor.data_ptr() % ALIGNMENT_BYTES:
             tensor.data = tensor.data.clone()
 
 
@@ -151,15 +164,55 @@ def load_tokenizer(base: BaseConfig) -> PreTrainedTokenizerBase:
 def model_fingerprint(model: PreTrainedModel) -> str:
     """Return a SHA-256 over config, names, shapes and sampled values of the base's parameters and buffers.
 
-    Adapters attached to the model, the device and the experts implementation do not change it. Values are
-    compared in float32, so a bfloat16 checkpoint has one fingerprint in either dtype.
+    Adapters attached to the model, the device, the layout over processes and the experts implementation do
+    not change it. Values are compared in float32, so a bfloat16 checkpoint has one fingerprint in either
+    dtype. Of a base that is shared out, every process must ask: each has a part of the values.
     """
-    samples = {
-        name.replace(".base_layer", ""): sampled_bytes(tensor)
+    tensors = {
+        name.replace(".base_layer", ""): tensor
         for name, tensor in model.state_dict().items()
         if "expert_lora." not in name and ".lora_" not in name
     }
-    return fingerprint_of(model.config, samples)
+    shared_out = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
+    samples = {name: sampled_bytes(tensor) for name, tensor in tensors.items() if name not in shared_out}
+    return fingerprint_of(model.config, samples | _samples_of_all(shared_out) | _samples_of_zero3(model))
+
+
+def _samples_of_all(tensors: Mapping[str, DTensor]) -> dict[str, bytes]:
+    """What tensors shared out over all processes add to the fingerprint, in one exchange of the samples."""
+    if not tensors:
+        return {}
+    parts = [_own_sample(tensor) for tensor in tensors.values()]
+    flat = torch.cat(parts)
+    torch.distributed.all_reduce(flat, torch.distributed.ReduceOp.MAX)
+    found = zip(tensors.items(), flat.split([len(part) for part in parts]), strict=True)
+    return {name: sample_bytes(tensor.shape, sample) for (name, tensor), sample in found}
+
+
+def _samples_of_zero3(model: PreTrainedModel) -> dict[str, bytes]:
+    """What tensors that DeepSpeed shared out add to the fingerprint, gathered one by one."""
+    samples = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if hasattr(parameter, "ds_id"):
+            from deepspeed import zero  # pyright: ignore[reportMissingImports]
+
+            with zero.GatheredParameters([parameter]):
+                samples[name.replace(".base_layer", "")] = sampled_bytes(parameter)
+    return samples
+
+
+def _own_sample(tensor: DTensor) -> torch.Tensor:
+    """The values at `sampled_positions` that this process has, and -inf for all others."""
+    shape, first = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    # Shards are of the first axis: a share is a run of the tensor laid flat.
+    assert all(own == whole for own, whole in zip(shape[1:], tensor.shape[1:], strict=True))
+    positions = torch.tensor(sampled_positions(tensor.numel()), device=tensor.device)
+    local = tensor.to_local().detach().flatten()
+    index = positions - (first[0] * math.prod(shape[1:]) if len(local) else 0)
+    is_own = (index >= 0) & (index < len(local))
+    sample = torch.full((len(positions),), -math.inf, device=tensor.device)
+    sample[is_own] = local[index[is_own]].float()
+    return sample
 
 
 def sampled_positions(n_values: int) -> range:

@@ -100,14 +100,28 @@ def router_output(layer: MoeLayer, output: Any) -> RouterOutput:
             f"{layer.name}: the router returned weights and indices of shapes {shapes} "
             f"({found.indices_NK.dtype}), expected {shape} and whole numbers"
         )
-    # Under expert parallelism id n_experts means "not mine": such a router sees only a part of the choice.
     last = layer.n_experts - 1
     if found.indices_NK.numel() and not 0 <= found.indices_NK.min() <= found.indices_NK.max() <= last:
-        raise UserError(f"{layer.name}: an expert id outside 0..{last}: run without expert parallelism")
+        raise UserError(f"{layer.name}: an expert id outside 0..{last}")
     if found.logits_NE.shape[-1] == layer.n_experts + 1:
         skips_NK = found.weights_NK == 0
         found = found._replace(indices_NK=found.indices_NK.masked_fill(skips_NK, layer.n_experts))
     return found
+
+
+def own_experts(experts: Any) -> range:
+    """Ids of the experts whose weights this process holds: all, unless they are shared out over processes."""
+    n_own = int(experts.num_experts)
+    if not experts._is_expert_parallel:
+        return range(n_own)
+    number = experts.down_proj.device_mesh.get_local_rank("ep")
+    return range(number * n_own, (number + 1) * n_own)
+
+
+def n_experts_of_all(experts: Any) -> int:
+    """Experts of a layer, on all processes together: `num_experts` counts those of this one."""
+    # A stack that is shared out is a DTensor, whose length is the whole one's.
+    return len(experts.down_proj) if experts._is_expert_parallel else int(experts.num_experts)
 
 
 def parameters_per_rank(layer: MoeLayer) -> int:
@@ -174,7 +188,7 @@ def _moe_layer(experts_name: str, modules: Mapping[str, nn.Module]) -> MoeLayer:
         raise UserError(f"{experts_name}: no layer index in the name (expected 'layers.<number>')")
     name = experts_name.rpartition(".")[0]
     block, experts = modules[name], modules[experts_name]
-    n_experts = getattr(experts, "num_experts", 0)
+    n_experts = n_experts_of_all(experts)
     for router_name in ROUTER_NAMES:
         router = getattr(block, router_name, None)
         top_k = _router_number(router, "top_k", "top_k_experts")

@@ -6,16 +6,24 @@ Reads the environment that `accelerate launch` and `torchrun` set. Writes nothin
 """
 
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import InitProcessGroupKwargs, broadcast, gather_object
 from torch import nn
 
 from data_recipes.artefact import UserError
-from finetune.launch import STAGE_MODULES
+from finetune.launch import LAUNCHED, LOST_EXIT_CODE, STAGE_MODULES
+
+SECONDS_TO_TELL = 5
+LOST = re.compile(r"gloo|[Cc]onnection (closed|reset)|[Tt]imed out")
 
 
 def say(message: str) -> None:
@@ -30,10 +38,12 @@ def start_accelerator(
     tracker: str | None = None,
     tracker_folder: str | None = None,
     stage: str = "train",
+    time_limit_s: int = 1800,
 ) -> Accelerator:
     """Accelerator over exactly `n_processes` processes; `device` is "auto" or a torch device name.
 
-    `stage` is the one that runs: errors name its option and its command.
+    `stage` is the one that runs: errors name its option and its command. A process that waits longer than
+    `time_limit_s` for the others gives up.
 
     Raises:
         UserError: another number of processes runs, a launcher was asked for several and started one, or
@@ -42,7 +52,10 @@ def start_accelerator(
     # Without cpu=True, torchrun on a machine without an accelerator gives processes that never talk.
     on_cpu = device == "cpu" or not torch.accelerator.is_available()
     try:
-        accelerator = Accelerator(cpu=on_cpu, log_with=tracker, project_dir=tracker_folder)
+        limit = InitProcessGroupKwargs(timeout=timedelta(seconds=time_limit_s))
+        accelerator = Accelerator(
+            cpu=on_cpu, log_with=tracker, project_dir=tracker_folder, kwargs_handlers=[limit]
+        )
     except ValueError as error:
         raise UserError(f"train.tracker={tracker}: {error}") from error
     if tracker and not accelerator.log_with:
@@ -84,6 +97,10 @@ def check_process_count(
 
 def launch_command(n_processes: int, arguments: Sequence[str], stage: str = "train") -> str:
     """The command that really runs `n_processes` of a stage on this machine."""
+    if "ipykernel" in sys.modules:  # the arguments of this process are those of a notebook's kernel
+        return (
+            f'run_in_processes("{stage}", config) of finetune.launch, with {stage}.n_processes={n_processes}'
+        )
     module = " ".join([f"-m {STAGE_MODULES[stage]}", *arguments])
     if n_processes == 1:
         return f"python {module}"
@@ -98,6 +115,44 @@ def sum_over_processes(accelerator: Accelerator | None, tensor: torch.Tensor) ->
     summed = accelerator.reduce(tensor.to(accelerator.device), reduction="sum")
     assert isinstance(summed, torch.Tensor)
     return summed.cpu()
+
+
+def gather(accelerator: Accelerator, value: Any) -> list[Any]:
+    """Every process's `value`, in order of the processes."""
+    return gather_object([value]) if accelerator.num_processes > 1 else [value]
+
+
+def agreed(message: str) -> BaseException:
+    """The error of a problem that all processes found: the first of a machine tells it, the others end."""
+    return UserError(message) if int(os.environ.get("LOCAL_RANK", "0")) == 0 else SystemExit(2)
+
+
+@contextmanager
+def one_message(time_limit_s: int) -> Iterator[None]:
+    """Inside, what ends several processes is told by one of them.
+
+    Raises:
+        UserError: as inside; or the connection to another process is lost, or `time_limit_s` passed while it
+            did not answer. Under `finetune.launch`, which sees and tells how that one ended, SystemExit.
+    """
+    try:
+        yield
+    except UserError:
+        # The others may have found the same: the launcher ends them when the first has told it.
+        if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+            time.sleep(SECONDS_TO_TELL)
+        raise
+    except RuntimeError as error:
+        # gloo has no type of error of its own.
+        lost = isinstance(error, torch.distributed.DistError) or LOST.search(str(error))
+        if not lost or not torch.distributed.is_initialized():
+            raise
+        if LAUNCHED in os.environ:
+            raise SystemExit(LOST_EXIT_CODE) from error
+        raise UserError(
+            "another process of this run ended, or did not answer within "
+            f"train.layout.time_limit_s={time_limit_s}: its own message, or the launcher's, says why"
+        ) from error
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ metrics.jsonl, train.json), and tokens/ for the next run of these rows.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -39,9 +40,10 @@ from finetune.checkpoints.same_run import run_identity
 from finetune.checkpoints.stop_signals import stop_requests
 from finetune.config import RunConfig, TrainConfig, config_from_arguments
 from finetune.layouts.layout import Layout, data_parallel
-from finetune.model import load_model, model_fingerprint, tokenizer_fingerprint
+from finetune.layouts.placement import choose_layout, load_base
+from finetune.model import model_fingerprint, tokenizer_fingerprint
 from finetune.moe import moe_layers
-from finetune.processes import say, start_accelerator
+from finetune.processes import check_process_count, one_message, say, start_accelerator
 from finetune.selecting.selection import read_plan
 from finetune.training.bad_numbers import BadNumbers
 from finetune.training.losses import evaluation_loss, step_gradients
@@ -83,15 +85,18 @@ def train_rows(
     """
     refuse_merged(model)
     layout = layout or data_parallel(accelerator or start_accelerator(config.n_processes))
+    check_process_count(config.n_processes, layout.accelerator.num_processes, os.environ)
     data = rows if isinstance(rows, TrainingRows) else training_rows(model, tokenizer, rows, config, seed)
     validation = validation_examples(tokenizer, validation_rows, config)
-    model.to(layout.device).train()
-    parameters = list(adapter_parameters(model).values())
+    layout.place(model).train()
+    adapter = adapter_parameters(model)
+    parameters = list(adapter.values())
     if not parameters:
         raise UserError("the model has no adapter to train: call attach(model, plan, config, seed) first")
     layout.broadcast(parameters)
     if config.pack_length_tokens is not None:
         refuse_unpackable(model, data.of_step(0), config.pack_length_tokens)
+    layout.check_rows(data.of_step(0))
     prefix = prepare_memory(model, config.memory, layout.accelerator.num_processes)
     optimizer = adapter_optimizer(model, config)
     monitor = Monitor(layout.accelerator, metrics_path, config.steps)
@@ -108,7 +113,7 @@ def train_rows(
 
         is_first = step == first_step
         own_loss = step_gradients(model, parts, step, config, layout, seed, pad_token_id, is_first, prefix)
-        layout.sum_gradients(parameters)
+        layout.sum_gradients(adapter)
         loss = layout.sum_over_rows(own_loss)
         gradient_norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm))
         numbers.refuse(step, float(own_loss), loss, gradient_norm, parts)
@@ -125,6 +130,8 @@ def train_rows(
         if checkpoints:
             checkpoints.step_ends(step, config.steps, numbers.is_calm)
 
+    layout.check_same(parameters)
+    layout.check_same_inputs({"rows": monitor.row_order_sha256})
     model.eval()
     return monitor.result(sum(parameter.numel() for parameter in parameters), seed)
 
@@ -142,25 +149,20 @@ def train_stage(config: RunConfig) -> Path:
         torch.set_num_threads(config.train.n_threads)
     output = Path(config.output)
     accelerator = start_accelerator(
-        config.train.n_processes, config.base.device, config.train.tracker, str(output / "tracker")
-    )
-    manifest = read_artefact(output / "data" / "manifest.json", "dataset_manifest")
-    train: Any = read_split(output / "data", "train")
-    validation: Any = read_split(output / "data", "validation")
-    model, tokenizer = load_model(config.base)
-    plan = read_plan(
-        output / "plan.json", model_fingerprint(model), moe_layers(model), tokenizer_fingerprint(tokenizer)
-    )
-    inputs = {"data": manifest["content_hash"], "plan": sha256_json(plan["experts"])}
-    inputs |= replay_input(config.train)
+        config.train.n_processes, config.base.device, config.train.tracker, str(output / "tracker"),
+        time_limit_s=config.train.layout.time_limit_s,
+    )  # fmt: skip
+    layout, model, tokenizer, plan, inputs = _load(config, accelerator)
     n_trainable = attach(model, plan, config.lora, config.seed)
     if config.train.tracker:
         accelerator.init_trackers(config.name, {"train": json.dumps(settings_dict(config.train))})
 
     folder, writes = output / "adapter", accelerator.is_main_process
-    content_hash, tokens = manifest["content_hash"], output / "tokens"
+    train: Any = read_split(output / "data", "train")
+    validation: Any = read_split(output / "data", "validation")
     kept_out = questions_kept_out(output / "data") if config.train.replay else frozenset()
-    rows = training_rows(model, tokenizer, train, config.train, config.seed, content_hash, tokens, kept_out)
+    tokens = output / "tokens"
+    rows = training_rows(model, tokenizer, train, config.train, config.seed, inputs["data"], tokens, kept_out)
     if writes:
         discard_unfinished(folder)  # of runs that were killed
     # Metrics grow inside the unfinished folder, which an error removes.
@@ -179,7 +181,7 @@ def train_stage(config: RunConfig) -> Path:
             config.seed,
             validation,
             partial / "metrics.jsonl" if partial else None,
-            accelerator,
+            layout=layout,
             checkpoints=checkpoints,
         )
         assert result.n_trainable == n_trainable
@@ -193,10 +195,30 @@ def train_stage(config: RunConfig) -> Path:
     return folder
 
 
+def _load(
+    config: RunConfig, accelerator: Accelerator
+) -> tuple[Layout, Any, Any, dict[str, Any], dict[str, str]]:
+    """Layout, base, tokenizer and plan, and the hashes of what is trained on; the same in all processes."""
+    output = Path(config.output)
+    manifest = read_artefact(output / "data" / "manifest.json", "dataset_manifest")
+    layout, sharing = choose_layout(config.base, config.train, accelerator)
+    options = sha256_json([config.seed, settings_dict(config.lora), settings_dict(config.train)])
+    layout.check_same_inputs({"data": manifest["content_hash"], "options": options})
+    model, tokenizer = load_base(config.base, layout, sharing, config.train.layout.time_limit_s)
+    plan = read_plan(
+        output / "plan.json", model_fingerprint(model), moe_layers(model), tokenizer_fingerprint(tokenizer)
+    )
+    inputs = {"data": manifest["content_hash"], "plan": sha256_json(plan["experts"])}
+    inputs |= replay_input(config.train)
+    layout.check_same_inputs({"plan": inputs["plan"]})
+    return layout, model, tokenizer, plan, inputs
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """`--config FILE [key=value ...]`: train and print where the adapter is."""
     config = config_from_arguments(argv, "train", "Train LoRA on the chosen experts.")
-    say(str(train_stage(config)))
+    with one_message(config.train.layout.time_limit_s):
+        say(str(train_stage(config)))
     return 0
 
 

@@ -40,7 +40,6 @@ from torch import nn
 from data_recipes.artefact import UserError, write_json
 from data_recipes.settings import settings_dict
 from finetune.checkpoints.checkpoint_files import checkpoint_folders
-from finetune.checkpoints.checkpoints import check_same
 from finetune.config import CheckpointConfig, RunConfig, load_run_config
 from finetune.layouts.layout import data_parallel
 from finetune.processes import start_accelerator
@@ -254,8 +253,8 @@ def test_a_process_that_does_not_see_the_checkpoint_stops_both(saved_run: RunCon
 def compare_adapters(value: float) -> None:
     """What a process does that holds this adapter."""
     layout = data_parallel(start_accelerator(2, "cpu"))
-    check_same(layout, {"A": nn.Parameter(torch.tensor([1.0]))})
-    check_same(layout, {"A": nn.Parameter(torch.tensor([value]))})
+    layout.check_same([nn.Parameter(torch.tensor([1.0]))])
+    layout.check_same([nn.Parameter(torch.tensor([value]))])
 
 
 @pytest.mark.slow

@@ -74,11 +74,12 @@ def test_two_processes_give_the_numbers_of_one(run_config: RunConfig, tmp_path: 
     one, one_losses = adapter_and_losses(tmp_path)
     assert any(bool(value.any()) for name, value in one.items() if name.endswith(".B"))
     launchers = {
-        "torchrun": TORCHRUN,
-        "accelerate launch": [*ACCELERATE, "--multi_gpu", "--num_processes", "2"],
+        "torchrun": (TORCHRUN, ""),
+        "accelerate launch": ([*ACCELERATE, "--config_file", "configs/accelerate/cpu.yaml"], ""),
+        "expert parallel": (TORCHRUN, "train.layout.kind=expert_parallel_fsdp"),
     }
-    for name, launcher in launchers.items():
-        finished = train(tmp_path, launcher, "train.n_processes=2", ACCELERATE_USE_CPU="true")
+    for name, (launcher, change) in launchers.items():
+        finished = train(tmp_path, launcher, "train.n_processes=2", *filter(None, [change]))
         assert finished.returncode == 0, f"{name}: {finished.stderr}"
         assert finished.stdout.count("trainable parameters") == 1, "only the first process speaks"
         two, two_losses = adapter_and_losses(tmp_path)

@@ -37,7 +37,7 @@ from finetune.adapters.lora import ExpertLora, former_implementation, implementa
 from finetune.adapters.merge import is_merged, refuse_merged, unmerge
 from finetune.config import LoraConfig
 from finetune.model import model_fingerprint
-from finetune.moe import MoeLayer, moe_layers, router_output
+from finetune.moe import MoeLayer, moe_layers, own_experts, router_output
 from finetune.processes import say
 
 
@@ -148,20 +148,22 @@ def record_routing(model: nn.Module) -> Iterator[dict[int, torch.Tensor]]:
 def check_first_backward(model: nn.Module, hit: Mapping[int, Set[int]]) -> None:
     """After the first backward: the adapter learns wherever it should, and nothing else does.
 
-    `hit` maps a layer index to the experts that got a token whose prediction is trained. B starts at
-    zero, so it is B that must have a gradient; A has none before B has moved.
+    `hit` maps a layer index to the experts that got a token whose prediction is trained, from any process
+    that sends tokens to this one; those that this one has are looked at. B starts at zero, so it is B that
+    must have a gradient; A has none before B has moved.
 
     Raises:
         UserError: a hit chosen expert has no gradient, or a parameter outside the adapter has one.
     """
     dead, own = [], adapter_parameters(model)
     for layer in moe_layers(model):
-        adapter = getattr(layer.experts, "expert_lora", None)
+        adapter, own_ids = getattr(layer.experts, "expert_lora", None), own_experts(layer.experts)
         if isinstance(adapter, ExpertLora):
             dead += [
                 f"{layer.name}: expert {expert}"
                 for number, expert in enumerate(adapter.chosen)
-                if expert in hit.get(layer.index, ())
+                if expert in own_ids
+                and expert in hit.get(layer.index, ())
                 and not (_learns(adapter.up.B, number) and _learns(adapter.down.B, number))
             ]
     dead += [name for name, value in own.items() if ".lora_B." in name and not _learns(value)]

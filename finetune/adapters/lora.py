@@ -3,13 +3,15 @@
 Each MoE layer with chosen experts carries one `ExpertLora` inside its experts module. The experts' forward is
 swapped through transformers' public table `ALL_EXPERTS_FUNCTIONS`. The frozen stacks are only ever read:
 nothing of their size is built, saved for backward or given a gradient. A layer without an adapter, or with it
-off, runs the former forward untouched.
+off, runs the former forward untouched. Under expert parallelism every process holds the whole adapter and
+computes with the part of it that belongs to the experts it has.
 
 Legend: T tokens, K experts per token, S = T x K routed rows sorted by expert, M of them on a chosen expert,
 E experts, N chosen experts, R rank, I inputs and O outputs of a projection.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from finetune.adapters.paired_linear import PairedRows, pair_rows, paired_linear
 from finetune.adapters.routed_rows import combine, row_order, spread
 from finetune.config import LoraConfig
+from finetune.moe import n_experts_of_all, own_experts
 
 IMPLEMENTATION = "expert_lora_over_"
 # F.grouped_mm wants every row of its operands to start on a multiple of this.
@@ -40,6 +43,7 @@ class LowRank(nn.Module):
         super().__init__()
         n_in, n_out = _sizes(experts, stack)
         self.stack, self.rank, self.alpha, self.dropout = stack, rank, alpha, config.dropout
+        self.own: slice | None = None  # of the chosen experts, those this process has; None is all
         self.scaling = alpha / (math.sqrt(rank) if config.rslora else rank)
         device = getattr(experts, stack).device
         self.A = nn.Parameter(torch.zeros(n_chosen, rank, n_in, device=device))
@@ -57,6 +61,10 @@ class LowRank(nn.Module):
         """scaling x B A [O, I] of the expert `chosen[number]`: what this adapter adds to its weight."""
         return self.scaling * self.B[number] @ self.A[number]
 
+    def own_values(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and B of the chosen experts that this process has."""
+        return (self.A, self.B) if self.own is None else (self.A[self.own], self.B[self.own])
+
     def dropped(self, rows_MI: torch.Tensor) -> torch.Tensor:
         """The rows as the low-rank path sees them: with dropout while training, else as they are."""
         return F.dropout(rows_MI, self.dropout) if self.dropout and self.training else rows_MI
@@ -66,7 +74,7 @@ class LowRank(nn.Module):
 
         Not scaled yet: who adds it to the output scales it in the same pass.
         """
-        A, B = self.A.to(rows_MI.dtype), self.B.to(rows_MI.dtype)
+        A, B = (values.to(rows_MI.dtype) for values in self.own_values())
         padding = -A.shape[1] % (GROUPED_MM_ALIGNMENT_BYTES // rows_MI.dtype.itemsize)
         if padding:
             A, B = F.pad(A, (0, 0, 0, padding)), F.pad(B, (0, padding))
@@ -78,7 +86,7 @@ class ExpertLora(nn.Module):
     """One adapter of one MoE layer: `up` acts before the activation (gate_up_proj), `down` after it.
 
     `chosen` are expert ids, ascending; the i-th slice of `up` and `down` belongs to `chosen[i]`. All values
-    are zero until `start`.
+    are zero until `start`. `local` are those of them that this process has, counted from its first expert.
     """
 
     chosen_N: torch.Tensor
@@ -97,12 +105,19 @@ class ExpertLora(nn.Module):
         n_chosen = len(self.chosen)
         self.up = LowRank(experts, _up_name(experts), n_chosen, config.rank, config.alpha, config)
         self.down = LowRank(experts, "down_proj", n_chosen, down_rank, down_alpha, config)
+        own = own_experts(experts)
+        first, last = bisect_left(self.chosen, own.start), bisect_left(self.chosen, own.stop)
+        self.local = [expert - own.start for expert in self.chosen[first:last]]
+        if len(own) < n_experts_of_all(experts):
+            self.up.own = self.down.own = slice(first, last)
         # One place more than there are experts: id n_experts is the expert-parallel "not mine", never chosen.
-        is_chosen_E = torch.zeros(int(experts.num_experts) + 1, dtype=torch.bool)
-        is_chosen_E[self.chosen] = True
+        is_chosen_E = torch.zeros(len(own) + 1, dtype=torch.bool)
+        is_chosen_E[self.local] = True
         # On the experts' device at once: PEFT may make the parameters on "meta", which cannot be moved.
         device = experts.down_proj.device
-        self.register_buffer("chosen_N", torch.tensor(self.chosen, device=device), persistent=False)
+        self.register_buffer(
+            "chosen_N", torch.tensor(self.local, dtype=torch.int64, device=device), persistent=False
+        )
         self.register_buffer("is_chosen_E", is_chosen_E.to(device), persistent=False)
         # A new module is in training mode, whatever its parent is in: dropout would act in evaluation.
         self.train(experts.training)
@@ -150,10 +165,12 @@ def expert_lora_forward(
 ) -> torch.Tensor:
     """Forward of an experts module, [T, I]: the base's own unless the layer has an adapter that is on."""
     adapter = getattr(experts, "expert_lora", None)
-    if adapter is None or not adapter.enabled:
+    if adapter is None or not adapter.enabled or not adapter.local:
         original = type(experts).forward.__wrapped__
         base_forward: Callable[..., torch.Tensor] = ALL_EXPERTS_FUNCTIONS.get_interface(former, original)
-        return base_forward(experts, hidden_TI, expert_TK, weight_TK)
+        out_TI = base_forward(experts, hidden_TI, expert_TK, weight_TK)
+        # All chosen experts of the layer may be on other processes.
+        return out_TI if adapter is None or not adapter.enabled else out_TI + _nothing(adapter, out_TI)
     if former == "eager":
         return _eager_forward(experts, adapter, hidden_TI, expert_TK, weight_TK)
     if _can_pair(experts, adapter, hidden_TI):
@@ -187,7 +204,7 @@ def _paired_forward(
     weight_TK: torch.Tensor,
 ) -> torch.Tensor:
     """Multiply two experts at a time, frozen weight and update together."""
-    paired = pair_rows(expert_TK, experts.num_experts, adapter.chosen)
+    paired = pair_rows(expert_TK, experts.num_experts, adapter.local)
     rows_PI = spread(hidden_TI, paired.order)
     up_PO = _paired_projection(experts, adapter.up, rows_PI, paired)
     down_PO = _paired_projection(experts, adapter.down, _activate(experts, up_PO), paired)
@@ -289,14 +306,9 @@ def _eager_forward(
     """One expert after the other with plain matrix products: for devices without a good grouped_mm."""
     out_TO = torch.zeros_like(hidden_TI)
     # One unbind for all experts: slicing in the loop would build a gradient of the whole A for each of them.
-    pairs = zip(
-        adapter.up.A.unbind(),
-        adapter.up.B.unbind(),
-        adapter.down.A.unbind(),
-        adapter.down.B.unbind(),
-        strict=True,
-    )
-    update_of = dict(zip(adapter.chosen, pairs, strict=True))
+    values = [*adapter.up.own_values(), *adapter.down.own_values()]
+    pairs = zip(*(stack.unbind() for stack in values), strict=True)
+    update_of = dict(zip(adapter.local, pairs, strict=True))
     hit = set(expert_TK.unique().tolist())
     for expert in sorted(hit - {experts.num_experts}):
         slot_M, token_M = torch.where(expert == expert_TK.T)
@@ -315,11 +327,13 @@ def _eager_forward(
             down_MO = experts.post_expert_norm(down_MO)
         weighted_MO = down_MO * weight_TK[token_M, slot_M, None]
         out_TO.index_add_(0, token_M, weighted_MO.to(out_TO.dtype))
-    if hit.isdisjoint(adapter.chosen):
-        # Keep the adapter in the graph: its gradient is zero and not None, or collectives would hang.
-        nothing = torch.stack([parameter.sum() for parameter in adapter.parameters()]).sum() * 0.0
-        out_TO = out_TO + nothing.to(out_TO.dtype)
-    return out_TO
+    return out_TO + _nothing(adapter, out_TO) if hit.isdisjoint(adapter.local) else out_TO
+
+
+def _nothing(adapter: ExpertLora, out_TO: torch.Tensor) -> torch.Tensor:
+    """Zero, with the adapter in its graph: its gradient is zero and not None, or collectives would hang."""
+    zero = torch.stack([parameter.sum() for parameter in adapter.parameters()]).sum() * 0.0
+    return zero.to(out_TO.dtype)
 
 
 def _frozen_linear(experts: Any, name: str, expert: int, rows_MI: torch.Tensor) -> torch.Tensor:
@@ -344,5 +358,7 @@ def _up_name(experts: Any) -> str:
 
 def _sizes(experts: Any, name: str) -> tuple[int, int]:
     """(inputs, outputs) of one fused projection."""
-    _, first, second = getattr(experts, name).shape
+    weight = getattr(experts, name)
+    # DeepSpeed's ZeRO-3 leaves a tensor without elements between two uses.
+    _, first, second = getattr(weight, "ds_shape", weight.shape)
     return (first, second) if experts.is_transposed else (second, first)

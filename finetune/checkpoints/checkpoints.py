@@ -7,7 +7,6 @@ A disk that fills while a checkpoint is written stops the run: what was whole be
 older than the last checkpoint is lost, and it is told now and not after hours that end in the same full disk.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from data_recipes.artefact import UserError, sha256_file
@@ -39,7 +38,7 @@ from finetune.config import CheckpointConfig
 from finetune.layouts.layout import Layout
 from finetune.processes import say
 from finetune.training.monitor import Monitor
-from finetune.training.stop_together import stop_if_any, stop_together, tell_together
+from finetune.training.stop_together import stop_if_any, tell_together
 
 LARGEST_SHARE = 0.02  # of the time that writing checkpoints may take, when they are written by time
 
@@ -77,7 +76,7 @@ class Checkpoints:
         self.newest = found.folder
         saved = read_tensors(found.folder)
         put_back(self.parameters, optimizer, saved["adapter"], saved["optimizer"])
-        check_same(layout, self.parameters)
+        layout.check_same(list(self.parameters.values()))
         monitor.restore(found.head["monitor"], found.folder / METRICS_FILE)
         say(f"resumed from step {found.step} of {found.folder}")
         return found.step
@@ -111,7 +110,7 @@ class Checkpoints:
         """
         started = time.monotonic()
         accelerator, problem = self.layout.accelerator, None
-        check_same(self.layout, self.parameters)
+        self.layout.check_same(list(self.parameters.values()))
         if accelerator.is_main_process:
             try:
                 self._write(done)
@@ -252,26 +251,6 @@ def put_back(
         parameter = parameters[name]
         # AdamW counts its steps on the CPU, wherever the parameter is.
         optimizer.state[parameter][part] = value.to(parameter.device) if value.ndim else value
-
-
-def check_same(layout: Layout, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Compare a checksum of the adapter over all processes.
-
-    Raises:
-        UserError: they differ: a process has trained another adapter.
-    """
-    if layout.accelerator.num_processes == 1:
-        return
-    digest = hashlib.sha256()
-    for value in parameters.values():
-        digest.update(on_cpu(value).view(torch.uint8).numpy().tobytes())
-    found = gather_object([digest.hexdigest()])
-    different = [process for process, text in enumerate(found) if text != found[0]]
-    if different:
-        stop_together(
-            layout.accelerator,
-            UserError(f"the adapters of processes {different} are not that of process 0: report this"),
-        )
 
 
 def on_cpu(value: torch.Tensor) -> torch.Tensor:

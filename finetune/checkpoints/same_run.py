@@ -17,6 +17,7 @@ MAY_DIFFER = (
     "n_threads",
     "accumulate",
     "memory",
+    "layout",
     "tracker",
     "checkpoint",
     "explode_ratio",

@@ -71,7 +71,7 @@ def step_gradients(
             loss = losses.sum() / n_trained
         layout.accelerator.backward(loss)
         if checks:
-            check_first_backward(model, experts_of_trained_tokens(routing, batch))
+            check_first_backward(model, layout.hit_by_any(experts_of_trained_tokens(routing, batch)))
         loss_sum += loss.detach()
     return loss_sum
 
@@ -84,13 +84,12 @@ def evaluation_loss(
     model.eval()
     total = torch.zeros((), device=layout.device)
     mine = layout.own_rows(examples)
-    # Every process makes as many passes: where the base is sharded, one that made fewer would leave the
-    # others waiting. What is run in place of rows that are not there does not count.
-    for start in range(0, -(-len(examples) // layout.n_data), config.batch_size):
-        own = mine[start : start + config.batch_size]
+    for number in range(layout.n_forwards(len(examples), config.batch_size)):
+        own = mine[number * config.batch_size : (number + 1) * config.batch_size]
+        # A share may be shorter than the others', which ask this process in each of their forwards.
         batch = collate(own or examples[:1], pad_token_id)
         losses = token_losses(model, batch, layout.device, config.memory.loss_chunk_tokens)
-        total += losses.sum() if own else 0
+        total += losses.sum() if own else 0.0
     model.train()
     return layout.sum_over_rows(total) / n_trained_tokens(examples)
 

@@ -286,7 +286,20 @@ class TrainConfig:
         parts = self.n_data * self.accumulate
         if parts >= 1 and self.batch_size % parts:
             wrong.append(f"batch_size: must be a multiple of n_processes x accumulate ({parts})")
-        return wrong + self._batching_problems() + self.layout.problems_of(self.n_processes)
+        wrong += self._batching_problems() + self.layout.problems_of(self.n_processes)
+        return wrong + self._shared_out_problems()
+
+    def _shared_out_problems(self) -> list[str]:
+        """A layout whose forwards ask other processes needs equally many forwards in all of them."""
+        if self.layout.kind not in SHARED_OUT:
+            return []
+        alone = {
+            "memory.prefix_cache": self.memory.prefix_cache != "none",
+            "memory.loss_chunk_tokens": isinstance(self.memory.loss_chunk_tokens, int),
+        }
+        return [
+            f"{key}: does not go with layout.kind={self.layout.kind} yet" for key, on in alone.items() if on
+        ]
 
     def _batching_problems(self) -> list[str]:
         wrong = []

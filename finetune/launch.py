@@ -63,7 +63,7 @@ def run_and_show(line: Sequence[str], environment: Mapping[str, str]) -> int:
 
 @contextmanager
 def _asked_to_stop(started: subprocess.Popen[str], in_notebook: bool) -> Iterator[None]:
-    """Inside, a signal that asks this process to stop asks `started`, where it does not reach it by itself."""
+    """Inside, a signal that asks this process to stop asks `started` too, where it does not by itself."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -119,9 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CODES.get(asked.sigval, 2)
     except ChildFailedError as failed:
         codes = {rank: failure.exitcode for rank, failure in sorted(failed.failures.items())}
-        _, first = failed.get_first_failure()
-        if first.exitcode in EXIT_CODES.values():
-            return first.exitcode
+        if asked := [code for code in codes.values() if code in EXIT_CODES.values()]:
+            return asked[0]
         if message := ending(stage, codes):
             print(message, file=sys.stderr)
         return 2

@@ -40,6 +40,7 @@ def forwards_of(layers: Any) -> list[int]:
 
 def mixed_again(batch: Batch) -> Batch:
     """The rows of `batch` in another order and with wider padding."""
+    assert batch.attention_mask is not None
     tokens, mask = (F.pad(part.flip(0), (0, 3)) for part in (batch.tokens, batch.attention_mask))
     labels = F.pad(batch.labels.flip(0), (0, 3), value=IGNORED_LABEL)
     return Batch(batch.row_ids[::-1], tokens, mask, labels)

@@ -152,6 +152,10 @@ def test_pools_are_weighted_and_a_value_without_rows_is_named() -> None:
     ("changes", "message"),
     [
         (["train.pack_length_tokens=10"], r"train.pack_length_tokens = 10: must be at least max_length_t"),
+        (
+            ["train.pack_length_tokens=4096", "train.memory.prefix_cache=disk"],
+            "memory.prefix_cache keeps rows that stand alone",
+        ),
         (["train.mixture={target: 0}"], r"train.mixture = .*needs at least one value, and weights above 0"),
         (["train.mixture={}"], "needs at least one value"),
         (

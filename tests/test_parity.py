@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import build_tiny_model, build_tiny_tokenizer
@@ -22,7 +23,8 @@ from tiny_families import FAMILIES, tiny_config
 from transformers import AutoModelForCausalLM
 
 from finetune.adapters.adapter import record_routing
-from finetune.batches import collate, contiguous_part, encode_rows, step_rows
+from finetune.batches import collate, contiguous_part, encode_rows
+from finetune.batching.order import RowStream
 from finetune.config import BaseConfig, LayoutKind
 from finetune.model import load_model
 
@@ -150,7 +152,8 @@ def test_some_process_gets_no_token_for_the_chosen_expert_and_another_gets_one(f
         with torch.no_grad(), record_routing(model) as routing:
             model(input_ids=batch.tokens, attention_mask=batch.attention_mask)
         is_hit.append(any(RARE in indices for indices in routing.values()))
-    steps = [[is_hit[row] for row in step_rows(len(rows), ROWS, step, SEED)] for step in range(STEPS)]
+    stream = RowStream(np.arange(len(rows)), [SEED])
+    steps = [[is_hit[row] for row in stream.between(step * ROWS, (step + 1) * ROWS)] for step in range(STEPS)]
     halves = [{any(contiguous_part(step, rank, 2)) for rank in range(2)} for step in steps]
     assert {True, False} in halves, "one process of two gets a token"
     assert any(True in half for half in halves)

@@ -55,7 +55,7 @@ def step_gradients(
     """
     # Every process knows the whole batch, so nobody has to ask how many tokens the others train.
     n_trained = n_trained_tokens(example for packs in parts for pack in packs for example in pack)
-    mine = layout.own_rows(parts)
+    mine, loss_chunk = layout.own_rows(parts), chunk_of(layout, config)
     loss_sum = torch.zeros((), device=layout.device)
     for part, packs in enumerate(mine):
         batch = collate_packs(packs, pad_token_id)
@@ -67,7 +67,7 @@ def step_gradients(
             random_numbers_of(layout.device, seed, step, number),
             record_routing(model) if checks else nullcontext({}) as routing,
         ):
-            losses = token_losses(model, batch, layout.device, config.memory.loss_chunk_tokens)
+            losses = token_losses(model, batch, layout.device, loss_chunk)
             loss = losses.sum() / n_trained
         layout.accelerator.backward(loss)
         if checks:
@@ -83,15 +83,20 @@ def evaluation_loss(
     """Mean loss in nats per trained token over `examples`, shared out over the processes."""
     model.eval()
     total = torch.zeros((), device=layout.device)
-    mine = layout.own_rows(examples)
+    mine, loss_chunk = layout.own_rows(examples), chunk_of(layout, config)
     for number in range(layout.n_forwards(len(examples), config.batch_size)):
         own = mine[number * config.batch_size : (number + 1) * config.batch_size]
         # A share may be shorter than the others', which ask this process in each of their forwards.
         batch = collate(own or examples[:1], pad_token_id)
-        losses = token_losses(model, batch, layout.device, config.memory.loss_chunk_tokens)
+        losses = token_losses(model, batch, layout.device, loss_chunk)
         total += losses.sum() if own else 0.0
     model.train()
     return layout.sum_over_rows(total) / n_trained_tokens(examples)
+
+
+def chunk_of(layout: Layout, config: TrainConfig) -> str | int:
+    """How the loss is cut: whole where each forward asks other processes, whose rows have other chunks."""
+    return "whole" if layout.in_step else config.memory.loss_chunk_tokens
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import random
 import resource
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,15 @@ N_KILLS = 50  # over all layouts
 @pytest.fixture
 def training(tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path) -> Training:
     return Training(tiny_model_factory, tiny_tokenizer, tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the processes that are killed: the last bits depend on the number of threads."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def _answer(worker: _Worker, tasks: Sequence[Any]) -> tuple[Any, BaseException |
 def _pool(function: Callable[[Any], Any], n_workers: int) -> Iterator[list[_Worker]]:
     """Start the processes; end them whatever happens, also on SIGTERM, which would leave them running."""
     workers: list[_Worker] = []
-    with _terminable():
+    with terminable():
         try:
             with _environment(ONE_THREAD):
                 for _ in range(n_workers):
@@ -172,7 +172,7 @@ def _stop(workers: list[_Worker]) -> None:
 def _work(function: Callable[[Any], Any], pipe: Connection) -> None:
     """What a process does: a task comes in, its result or its error goes out, until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first of them decides
-    signal.signal(signal.SIGTERM, _unwind)
+    signal.signal(signal.SIGTERM, unwind)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
@@ -205,17 +205,18 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _unwind(_number: int, _frame: Any) -> NoReturn:
+def unwind(_number: int, _frame: Any) -> NoReturn:
+    """A signal's handler: end this process, but put away what is half made."""
     raise SystemExit(128 + signal.SIGTERM)
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Inside, SIGTERM unwinds as an interrupt does; only the main thread may say so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    former = signal.signal(signal.SIGTERM, _unwind)
+    former = signal.signal(signal.SIGTERM, unwind)
     try:
         yield
     finally:

@@ -173,7 +173,8 @@ def _stage(
         parts.append(after)
     outcome.parts, report.n_made, report.n_kept = parts, len(tasks), sum(takes) - len(tasks)
     outcome.reports.append(report)
-    print(report.line(), flush=True)
+    if any(takes):
+        print(report.line(), flush=True)
 
 
 def is_final(part: Part) -> bool:

@@ -106,7 +106,7 @@ def sample_roots(reports: Iterable[StageReport]) -> set[str]:
 
 
 def lock_body(setting: Setting, outcome: Outcome | None, content_hash: str) -> dict[str, Any]:
-    """Return everything that goes into the dataset; without an outcome, what can be known before the build."""
+    """Return everything that goes into the dataset; without an outcome, what is known before the build."""
     recipe = setting.recipe
     test_sets = recipe.contamination.test_sets if recipe.contamination else {}
     where = (setting.folder, setting.allowed)

@@ -1,7 +1,7 @@
 """The files of a part: its rows, the rows it lost with the reasons, and a summary that says it is whole.
 
-Reads and writes JSON lines in the working folder of a build. The name of a file holds a key made of everything
-that went into it, so that what is there with its summary need not be made again.
+Reads and writes JSON lines in the working folder of a build. The name of a file holds a key made of all that
+went into it, so that what is there with its summary need not be made again.
 """
 
 from __future__ import annotations

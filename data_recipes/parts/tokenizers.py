@@ -42,7 +42,7 @@ def load_template(place: str, revision: str | None, thinking: bool | None) -> Ch
 
 
 def tokenizer_hash(place: str, revision: str | None) -> str:
-    """Return one hash of what cuts texts into tokens and of the chat template, whatever the folder is called."""
+    """Return one hash of what cuts texts into tokens and of the chat template."""
     tokenizer = load_tokenizer(place, revision)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     cuts = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())

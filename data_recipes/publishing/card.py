@@ -36,7 +36,7 @@ def write_card(folder: str | Path, manifest: Mapping[str, Any]) -> Path:
     )
     environment.filters |= {"md": escape_markdown, "form": facts.form_name, "options": options_text}
     given = {
-        "manifest": manifest,
+        "manifest": facts.with_all_keys(manifest),
         "sources": facts.source_facts(manifest),
         "licences": facts.licences(manifest),
         "left_out": facts.left_out(manifest),

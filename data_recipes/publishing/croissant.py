@@ -107,8 +107,8 @@ def croissant(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "@type": "sc:Dataset",
         "conformsTo": ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"],
         "name": name,
-        "description": f"Chat rows for fine-tuning ({rows}), built by local-experts. The files are Arrow streams: "
-        "load the folder with datasets.load_from_disk. README.md names sources, licences and limits.",
+        "description": f"Chat rows for fine-tuning ({rows}), built by local-experts. The files are Arrow "
+        "streams: load the folder with datasets.load_from_disk. README.md names sources and limits.",
         "citeAs": f"@misc{{local_experts_{content_hash[:12]}, title = {{{name}}}, "
         f"note = {{content hash {content_hash}}}}}",
         "version": f"1.0.0+{content_hash[:12]}",

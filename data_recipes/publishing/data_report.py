@@ -42,7 +42,7 @@ def render_data_report(manifest: Mapping[str, Any], samples: Mapping[str, Any]) 
     }
     environment.globals |= {"attributes": language_attributes}
     return environment.get_template(TEMPLATE.name).render(
-        manifest=manifest,
+        manifest=facts.with_all_keys(manifest),
         title=facts.title(manifest),
         colours=COLOURS,
         splits=facts.splits(manifest),
@@ -125,13 +125,11 @@ def _compared(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     messages: Sequence[Mapping[str, Any]] = row["messages"]
-    facts_of_row = {
-        name: row[name] for name in ("source", "licence", "form", "split", "task") if row.get(name)
-    }
+    named = ("source", "licence", "form", "split", "task")
     return {
         "row_id": str(row.get("id") or row.get("row_id") or ""),
         "tag": _tag(row),
-        "facts": facts_of_row,
+        "facts": {name: row[name] for name in named if row.get(name)},
         "messages": [
             {"role": str(one.get("role", "")), "text": message_text(one)} for one in messages[:MAX_MESSAGES]
         ],

@@ -43,6 +43,18 @@ HUB_LICENCES = {
 LICENCE_FILE = "LICENSE.md"
 # Sections of a recipe that may be null: the step is left out then.
 OPTIONAL_STEPS = ("text", "pii", "duplicates", "translate", "variants", "contamination")
+# Keys of the manifest that may be null or missing.
+OPTIONAL_KEYS = (
+    "languages",
+    "rejected",
+    "steps",
+    "pii",
+    "mix",
+    "translation",
+    "test_sets",
+    "tokenizer",
+    "masks",
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,11 @@ class SourceFacts:
     licence_from: str
     attribution: str
     n_rows: int | None
+
+
+def with_all_keys(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the manifest with None for what it does not say."""
+    return {**dict.fromkeys(OPTIONAL_KEYS), **manifest}
 
 
 def source_facts(manifest: Mapping[str, Any]) -> list[SourceFacts]:
@@ -78,7 +95,7 @@ def licences(manifest: Mapping[str, Any]) -> dict[str, int | None]:
     """Return the rows of each SPDX expression; a manifest without counts has the sources' licences."""
     if manifest.get("licences"):
         return dict(sorted(manifest["licences"].items()))
-    return {licence: None for licence in sorted({one.licence for one in source_facts(manifest)})}
+    return dict.fromkeys(sorted({one.licence for one in source_facts(manifest)}))
 
 
 def hub_licence(manifest: Mapping[str, Any]) -> str:

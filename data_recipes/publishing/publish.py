@@ -14,7 +14,7 @@ from data_recipes.publishing.data_report import write_data_report
 
 
 def publish(folder: str | Path, manifest: Mapping[str, Any], samples: Mapping[str, Any]) -> list[Path]:
-    """Write README.md (with LICENSE.md where needed), croissant.json and report.html; the same bytes each time.
+    """Write README.md, LICENSE.md where needed, croissant.json and report.html; return their paths.
 
     Args:
         folder: the dataset's folder, still under its temporary name or not.

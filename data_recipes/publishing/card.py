@@ -16,7 +16,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from data_recipes.artefact import write_text
 from data_recipes.publishing import manifest_facts as facts
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|&~$@^=:/.\-])")
+_MARKDOWN = re.compile(r"[\\`*_\[\]<>|&~$!]")
+_BLOCK_START = re.compile(r"^(\d*)([-+=#.)])")
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _LARGE_SIZES = ((10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B"))
 
@@ -34,7 +35,7 @@ def write_card(folder: str | Path, manifest: Mapping[str, Any]) -> Path:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"md": escape_markdown, "form": facts.form_name, "options": options_text}
+    environment.filters |= {"md": escape_markdown, "rows": rows_text, "form": facts.form_name, "options": options_text}
     given = {
         "manifest": facts.with_all_keys(manifest),
         "sources": facts.source_facts(manifest),
@@ -44,6 +45,7 @@ def write_card(folder: str | Path, manifest: Mapping[str, Any]) -> Path:
         "tags": facts.form_tags(manifest),
         "title": facts.title(manifest),
         "personal": facts.personal_data(manifest),
+        "romanised": any(t.endswith("-Latn") and t != "en-Latn" for t in facts.form_tags(manifest)),
         "mixed": facts.hub_licence(manifest) == "other",
     }
     if given["mixed"]:
@@ -86,8 +88,17 @@ def size_category(n_rows: int) -> str:
 
 
 def escape_markdown(value: object) -> str:
-    """Return a text that Markdown shows as it is, on one line: no markup, no HTML, no link, no formula."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(str(value).split()))
+    """Return a text that Markdown shows as it is, on one line: no markup, no HTML, no formula.
+
+    An address in it may become a link to itself, as the Hub does with any address.
+    """
+    escaped = _MARKDOWN.sub(r"\\\g<0>", " ".join(str(value).split()))
+    return _BLOCK_START.sub(r"\1\\\2", escaped)
+
+
+def rows_text(n: int) -> str:
+    """Return a number of rows in words: "1 row", "1,200 rows"."""
+    return f"{n:,} row" if n == 1 else f"{n:,} rows"
 
 
 def options_text(options: Mapping[str, Any] | None) -> str:

@@ -32,6 +32,7 @@ from data_recipes.parts.manifest import (
 from data_recipes.parts.part_files import root_id
 from data_recipes.parts.splitting import OrderedRows
 from data_recipes.parts.tokenizers import tokenizer_hash
+from data_recipes.publishing.publish import publish
 from data_recipes.recipe import RecipeConfig, load_recipe
 from data_recipes.row_sources.folders import allowed_path, is_inside
 from data_recipes.tasks import SPLITS, Split
@@ -87,7 +88,9 @@ def build_dataset(
             folder / "manifest.json", "dataset_manifest", {"recipe": sha256_file(recipe_path)}, body
         )
         write_json(folder / LOCK_FILE, lock)
-        write_json(folder / "samples.json", samples_body(outcome, kept, recipe.pii is not None))
+        samples = samples_body(outcome, kept, recipe.pii is not None)
+        write_json(folder / "samples.json", samples)
+        publish(folder, body, samples)
     counts = ", ".join(f"{n:,} {split}" for split, n in body["n_rows"].items())
     n_rejected = sum(report.rejected.total() for report in outcome.reports)
     n_gone = sum(body["dropped"].values()) + n_rejected

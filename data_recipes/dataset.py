@@ -134,7 +134,7 @@ def _without_progress() -> Iterator[None]:
 
 
 def read_split(folder: str | Path, split: Split) -> Dataset:
-    """Read one split of a built dataset; its rows have plain messages and tools, as a chat template wants them.
+    """Read one split of a built dataset; its rows have messages and tools as a chat template wants them.
 
     `.with_format(None)` and `.to_list()` give the columns as they are stored.
 

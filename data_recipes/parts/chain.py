@@ -278,8 +278,8 @@ def _translate(setting: Setting, outcome: Outcome) -> None:
     _stage(setting, outcome, "translate", task, identity, n_workers=n_workers)
     if n := outcome.reports[-1].rejected[TEACHER]:
         print(
-            f"translate     {n:,} rows have no reply of the teacher: run the same command again, which asks for "
-            "these alone",
+            f"translate     {n:,} rows have no reply of the teacher: run the same command again, which asks "
+            "for these alone",
             flush=True,
         )
 

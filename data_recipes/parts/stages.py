@@ -6,6 +6,7 @@ of test sets, a tokenizer) is read once a process.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -120,8 +121,22 @@ def _duplicates(rows: Iterable[Row], setting: DuplicateSetting) -> Iterator[Row 
 
 
 def _translate(rows: Iterable[Row], setting: TranslateSetting) -> Iterator[Row | Rejected]:
+    """Translate the rows in the source language; those in others (of a catalogue, say) pass in their place."""
+    order: deque[Row | None] = deque()  # None stands for a row that is being translated
+
+    def in_source_language() -> Iterator[Row]:
+        for row in rows:
+            is_source = row["language"] == setting.options.source
+            order.append(None if is_source else row)
+            if is_source:
+                yield row
+
     with ReplyCache(setting.cache) as replies, open_teacher(setting.options, replies) as teacher:
-        yield from translate_rows(rows, setting.options, teacher, replies)
+        for made in translate_rows(in_source_language(), setting.options, teacher, replies):
+            while (other := order.popleft()) is not None:
+                yield other
+            yield made
+    yield from (row for row in order if row is not None)
 
 
 def _chat(rows: Iterable[Row], setting: ChatSetting) -> Iterator[Row | Rejected]:

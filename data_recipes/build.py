@@ -31,7 +31,7 @@ from data_recipes.parts.manifest import (
 )
 from data_recipes.parts.part_files import root_id
 from data_recipes.parts.splitting import OrderedRows
-from data_recipes.parts.tokenizers import tokenizer_hash
+from data_recipes.parts.tokenizers import Tokenizer, tokenizer_hash
 from data_recipes.publishing.publish import publish
 from data_recipes.recipe import RecipeConfig, load_recipe
 from data_recipes.row_sources.folders import allowed_path, is_inside
@@ -49,8 +49,7 @@ class BuildOptions:
     allowed: tuple[Path, ...] = ()  # folders outside the recipe's own that it may read
     locked: bool = False  # refuse a build that would differ from the one that was locked
     engine: str = "processes"  # of ENGINES
-    # Counted with when the recipe names no tokenizer: its name, and the folder or Hub id where it is.
-    tokenizer: tuple[str, str] | None = None
+    tokenizer: Tokenizer | None = None  # counted with when the recipe names none
 
 
 def build_dataset(
@@ -108,13 +107,11 @@ def _setting(recipe: RecipeConfig, path: Path, output: Path, options: BuildOptio
     if recipe.translate is not None and recipe.translate.glossary is not None:
         glossary = allowed_path(str(recipe.translate.glossary), folder, options.allowed)
         recipe = replace(recipe, translate=replace(recipe.translate, glossary=glossary))
-    name, place, revision = "", "", None
-    if recipe.chat.tokenizer:
-        name, revision = recipe.chat.tokenizer, recipe.chat.revision
+    tokenizer = options.tokenizer
+    if name := recipe.chat.tokenizer:
         is_folder = name.startswith((".", "/"))
         place = str(allowed_path(name, folder, options.allowed)) if is_folder else name
-    elif options.tokenizer:
-        name, place = options.tokenizer
+        tokenizer = Tokenizer(name, place, recipe.chat.revision)
     return Setting(
         recipe=recipe,
         name=str(path),
@@ -125,9 +122,8 @@ def _setting(recipe: RecipeConfig, path: Path, output: Path, options: BuildOptio
         key_file=work.with_name(f"{output.name}.pii-key"),
         engine=_engine(options.engine, work),
         n_workers=options.n_workers,
-        tokenizer=place,
-        tokenizer_name=name,
-        tokenizer_hash=tokenizer_hash(place, revision) if place else "",
+        tokenizer=tokenizer,
+        tokenizer_hash=tokenizer_hash(tokenizer) if tokenizer else "",
     )
 
 

@@ -156,7 +156,7 @@ def locale_rows(recipe: RecipeConfig, name: str, dropped: Counter[str]) -> dict[
     """
     if not (recipe.tasks and recipe.languages):
         return {split: [] for split in SPLITS}
-    rows = {split: split_rows(recipe, split, dropped) for split in SPLITS}
+    rows: dict[Split, list[Row]] = {split: split_rows(recipe, split, dropped) for split in SPLITS}
     for split in SPLITS:
         if not rows[split] and not recipe.sources:
             reasons = "; ".join(dropped) or "no task has phrasings in these languages"

@@ -39,6 +39,7 @@ from data_recipes.parts.stage_keys import (
     stage_options,
 )
 from data_recipes.parts.stages import PartTask
+from data_recipes.parts.tokenizers import Tokenizer
 from data_recipes.recipe import RecipeConfig
 from data_recipes.row_sources.source import open_source, source_identity
 from data_recipes.screening.duplicates import find_duplicates
@@ -66,8 +67,7 @@ class Setting:
     key_file: Path  # of the surrogates
     engine: Engine
     n_workers: int
-    tokenizer: str = ""  # where the one that is counted with lies; "": none
-    tokenizer_name: str = ""
+    tokenizer: Tokenizer | None = None  # that is counted with
     tokenizer_hash: str = ""
 
 
@@ -321,6 +321,7 @@ def _contamination(setting: Setting, outcome: Outcome) -> None:
 
 def _chat(setting: Setting, outcome: Outcome) -> None:
     config = setting.recipe.chat
+    assert setting.tokenizer is not None, "the stage is on when the recipe names one"
     task = stages.ChatSetting(config, setting.tokenizer)
     _stage(setting, outcome, "chat", task, setting.tokenizer_hash)
     faults = [
@@ -337,9 +338,7 @@ def _chat(setting: Setting, outcome: Outcome) -> None:
 
 def _finish(setting: Setting, outcome: Outcome) -> None:
     recipe = setting.recipe
-    task = finishing.FinishSetting(
-        recipe.languages, shares(recipe), setting.tokenizer, recipe.chat.revision, recipe.chat.thinking
-    )
+    task = finishing.FinishSetting(recipe.languages, shares(recipe), setting.tokenizer, recipe.chat.thinking)
     reads = [recipe.languages, setting.tokenizer_hash, recipe.chat.thinking]
     _stage(setting, outcome, "finish", task, reads, function=finishing.finish_part_task)
     outcome.summaries = [summary for part in outcome.parts if (summary := read_summary(part))]

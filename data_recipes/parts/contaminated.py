@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -76,7 +76,7 @@ def own_texts(rows: Iterable[Row], shares: Shares, options: ContaminationOptions
                         yield from (text for _, text in contents(made) if _is_long(text, options))
 
 
-def write_index(path: Path, texts: dict[str, Iterable[str]], options: ContaminationOptions) -> None:
+def write_index(path: Path, texts: Mapping[str, Iterable[str]], options: ContaminationOptions) -> None:
     """Write the index of named texts to a file.
 
     Raises:

@@ -238,9 +238,9 @@ def _translation(outcome: Outcome, recipe: RecipeConfig) -> dict[str, Any] | Non
 
 
 def _tokenizer(setting: Setting) -> dict[str, str] | None:
-    if not setting.tokenizer:
+    if setting.tokenizer is None:
         return None
-    return {"name": setting.tokenizer_name, "sha256": setting.tokenizer_hash}
+    return {"name": setting.tokenizer.name, "sha256": setting.tokenizer_hash}
 
 
 def _masks(outcome: Outcome) -> dict[str, int] | None:

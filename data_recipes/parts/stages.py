@@ -15,7 +15,7 @@ from data_recipes.chats.control_tokens import without_control_tokens
 from data_recipes.chats.mask_audit import audited_mask
 from data_recipes.parts.contaminated import outside_test_texts
 from data_recipes.parts.part_files import Part, Summary, finish_part, read_rows, write_part
-from data_recipes.parts.tokenizers import load_template
+from data_recipes.parts.tokenizers import Tokenizer, load_template
 from data_recipes.pii.step import PiiOptions, remove_pii
 from data_recipes.pii.surrogates import read_or_make_key
 from data_recipes.recipe import ChatConfig
@@ -61,10 +61,10 @@ class TranslateSetting:
 
 @dataclass(frozen=True)
 class ChatSetting:
-    """The tokenizer's place and what holds for the rows."""
+    """The tokenizer and what holds for the rows."""
 
     config: ChatConfig
-    tokenizer: str
+    tokenizer: Tokenizer
 
 
 def run_stage(task: PartTask) -> Summary:
@@ -140,7 +140,7 @@ def _translate(rows: Iterable[Row], setting: TranslateSetting) -> Iterator[Row |
 
 
 def _chat(rows: Iterable[Row], setting: ChatSetting) -> Iterator[Row | Rejected]:
-    template = load_template(setting.tokenizer, setting.config.revision, setting.config.thinking)
+    template = load_template(setting.tokenizer, setting.config.thinking)
     for row in without_control_tokens(rows, template, setting.config.control_tokens):
         if not isinstance(row, Rejected):
             _, problems = audited_mask(template, row, setting.config.max_length_tokens)

@@ -3,9 +3,9 @@
 Reads an index of each, made once and kept as a file in the working folder; what is held in memory grows with
 the test texts and not with the rows. Rows of the test split pass: they are the test.
 
-The own test split is compared conversation by conversation (question and answer together), of rows that ask for
-a translation without their phrasing, which all of them share. Long questions and answers of other rows are
-compared alone as well.
+The own test split is compared conversation by conversation (question and answer together), of rows that ask
+for a translation without their phrasing, which all of them share. Long questions and answers of other rows
+are compared alone as well.
 """
 
 from __future__ import annotations

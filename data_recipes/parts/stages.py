@@ -121,7 +121,7 @@ def _duplicates(rows: Iterable[Row], setting: DuplicateSetting) -> Iterator[Row 
 
 
 def _translate(rows: Iterable[Row], setting: TranslateSetting) -> Iterator[Row | Rejected]:
-    """Translate the rows in the source language; those in others (of a catalogue, say) pass in their place."""
+    """Translate the rows in the source language; those in others, as of a catalogue, pass in their place."""
     order: deque[Row | None] = deque()  # None stands for a row that is being translated
 
     def in_source_language() -> Iterator[Row]:

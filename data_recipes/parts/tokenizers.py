@@ -33,8 +33,9 @@ def load_tokenizer(tokenizer: Tokenizer) -> Any:
         return AutoTokenizer.from_pretrained(tokenizer.place, revision=tokenizer.revision)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(
-            f"cannot load the tokenizer {tokenizer.name!r} ({str(error).splitlines()[0]}); give a folder that "
-            "begins with . or /, or the Hub id of a model that is on this machine, or leave chat.tokenizer out"
+            f"cannot load the tokenizer {tokenizer.name!r} ({str(error).splitlines()[0]}); give a folder "
+            "that begins with . or /, or the Hub id of a model that is on this machine, or leave "
+            "chat.tokenizer out"
         ) from error
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from data_recipes.artefact import UserError, sha256_file, whole_folder, write_artefact, write_json
 from data_recipes.dataset import ContentHash, save_splits, write_arrow
 from data_recipes.parts import workers
-from data_recipes.parts.chain import Engine, Outcome, Setting, run_chain
+from data_recipes.parts.chain import run_chain
 from data_recipes.parts.manifest import (
     LOCK_FILE,
     lock_body,
@@ -31,6 +31,7 @@ from data_recipes.parts.manifest import (
 )
 from data_recipes.parts.part_files import root_id
 from data_recipes.parts.splitting import OrderedRows
+from data_recipes.parts.stage_runner import Engine, Outcome, Setting
 from data_recipes.parts.tokenizers import Tokenizer, tokenizer_hash
 from data_recipes.publishing.publish import publish
 from data_recipes.recipe import RecipeConfig, load_recipe

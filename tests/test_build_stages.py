@@ -1,6 +1,7 @@
 """A recipe with sources goes through its stages: same bytes however it is cut, and only what changed is redone."""
 
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -280,8 +281,6 @@ def test_bad_input_is_one_message_and_leaves_no_dataset(bad, tmp_path, capsys):
     arguments = [argument.format(output=output) for argument in arguments]
     assert main(["data", str(recipe), "--output", str(output), *arguments]) == 2
     error = capsys.readouterr().err
-    import re
-
     assert error.startswith("error: ") and re.search(named, error, re.S) and "Traceback" not in error
     assert not output.exists()
 

@@ -1,4 +1,4 @@
-"""A build that is killed at any moment goes on where it was: same bytes, and nothing that was finished is redone."""
+"""A build that is killed at any moment goes on where it was: same bytes, and nothing finished is redone."""
 
 import json
 import os

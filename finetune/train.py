@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data_recipes.artefact import UserError, read_artefact, sha256_json, whole_folder, write_artefact
-from data_recipes.build import read_split
 from data_recipes.chats.chat_template import stop_token_ids
+from data_recipes.dataset import read_split
 from data_recipes.settings import settings_dict
 from finetune import cli
 from finetune.adapters.adapter import (

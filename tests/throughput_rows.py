@@ -6,16 +6,13 @@ are copies of others, some copies with a word more.
 """
 
 import random
-from collections import Counter
 from typing import Any
 
-from data_recipes.build import SPLITS, split_rows
-from data_recipes.recipe import load_recipe
 from data_recipes.screening.comparison import contents
 from data_recipes.sources import django_catalogue
 from data_recipes.steps import Row
 from data_recipes.writing.digits import NUMBERING_SYSTEMS
-from tests.pii_rates import RECIPES
+from tests.safety_speed import recipe_rows
 
 LANGUAGES = {
     "hi": "Deva", "mr": "Deva", "ne": "Deva", "bn": "Beng", "ta": "Taml", "te": "Telu", "kn": "Knda",
@@ -23,16 +20,6 @@ LANGUAGES = {
 }  # fmt: skip
 MIN_LETTERS = 12  # of a sentence: "Yes" and "No" make no paragraph
 SHARE_PERSONAL, SHARE_COPIED, SHARE_ALIKE = 0.05, 0.03, 0.03
-
-
-def recipe_rows() -> list[Row]:
-    """Return the rows of all shipped recipes, each id once."""
-    found: dict[str, Row] = {}
-    for recipe in RECIPES:
-        for split in SPLITS:
-            for row in split_rows(load_recipe(recipe, []), split, Counter()):
-                found.setdefault(row["id"], row)
-    return list(found.values())
 
 
 def paragraph_rows(n_rows: int, seed: int = 0) -> list[Row]:

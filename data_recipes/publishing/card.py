@@ -35,7 +35,12 @@ def write_card(folder: str | Path, manifest: Mapping[str, Any]) -> Path:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"md": escape_markdown, "rows": rows_text, "form": facts.form_name, "options": options_text}
+    environment.filters |= {
+        "md": escape_markdown,
+        "rows": rows_text,
+        "form": facts.form_name,
+        "options": options_text,
+    }
     given = {
         "manifest": facts.with_all_keys(manifest),
         "sources": facts.source_facts(manifest),

@@ -111,10 +111,10 @@ def _compared(sample: Mapping[str, Any]) -> dict[str, Any]:
         old_text, new_text = message_text(old), message_text(new)
         role = str((new or old or {}).get("role", ""))
         if before is None:
-            pairs.append({"role": role, "after": new_text, "old": None, "new": None})
+            pairs.append({"role": role, "after": cut_text(new_text), "old": None, "new": None})
         elif old_text != new_text:
             left, right = text_difference(old_text, new_text)
-            pairs.append({"role": role, "after": new_text, "old": left, "new": right})
+            pairs.append({"role": role, "after": "", "old": left, "new": right})
     return {
         "row_id": str(sample["row_id"]),
         "tag": _tag(sample),
@@ -131,7 +131,8 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
         "tag": _tag(row),
         "facts": {name: row[name] for name in named if row.get(name)},
         "messages": [
-            {"role": str(one.get("role", "")), "text": message_text(one)} for one in messages[:MAX_MESSAGES]
+            {"role": str(one.get("role", "")), "text": cut_text(message_text(one))}
+            for one in messages[:MAX_MESSAGES]
         ],
         "n_hidden": max(0, len(messages) - MAX_MESSAGES),
     }

@@ -15,7 +15,7 @@ import regex
 from data_recipes.writing.graphemes import graphemes
 
 MAX_READ_CHARACTERS = 5_000
-MAX_COMPARED_PIECES = 150  # words, spaces, signs; the matcher's worst case is cubic
+MAX_COMPARED_PIECES = 100  # words, spaces, signs; the matcher's worst case is cubic
 N_AROUND = 16  # pieces shown around a change
 MAX_CODE_POINTS = 12  # told of one piece
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]")
@@ -47,7 +47,7 @@ def text_difference(before: str, after: str) -> tuple[list[Piece], list[Piece]]:
     """Return both texts as pieces with what differs marked; long equal stretches are gaps.
 
     Texts are compared as far as they are shown: of a stretch that begins and ends with a change, the first
-    150 pieces.
+    100 pieces.
     """
     old, new = (split_pieces(text[:MAX_READ_CHARACTERS]) for text in (before, after))
     cut = max(len(before), len(after)) > MAX_READ_CHARACTERS

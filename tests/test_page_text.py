@@ -67,6 +67,7 @@ def test_every_written_form_has_a_script_that_can_be_matched_and_a_name():
         assert "dir=" in language_attributes("अ", tag)
         assert form_name(tag)
     assert form_name("hi-Latn") == "Hindi, romanised" and form_name("en-Latn") == "English"
+    assert form_name("ta-Taml") == "Tamil" and form_name("bn-Beng") == "Bengali"
     assert form_name("sat-Olck") == "Santali, Ol Chiki"
     assert title(made_up_manifest(languages=dict.fromkeys(forms()))).endswith(": 23 languages")
 

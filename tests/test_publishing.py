@@ -308,6 +308,22 @@ def test_everything_in_a_report_stays_text():
     assert "".join(page.text).count(HOSTILE) > 15
 
 
+def test_what_stood_before_personal_data_was_removed_is_never_shown():
+    secret = [{"role": "user", "content": "my number is 98765 43210"}]
+    step = {"row_id": "a", "language": "en-Latn", "before": secret, "after": HINDI}
+    text = render_data_report(made_up_manifest(), {"steps": {"pii": [step]}, "rows": []})
+    assert "43210" not in text and HINDI[0]["content"] in text
+
+
+def test_what_a_step_changed_is_marked_in_both_texts(folder):
+    text = (folder / "report.html").read_text()
+    points = "U+0928 U+093C U+092E U+0915"
+    assert f'<mark>\u0928\u093cमक</mark> <span class="points">{points}</span>' in text
+    assert text.count("<mark>") == 3  # the two forms of one word, and spaces that went
+    assert '<div class="text" lang="ur-Arab" dir="rtl">یوم' in text
+    assert '<div class="text" dir="ltr">When is' in text
+
+
 def test_the_same_manifest_gives_the_same_bytes(folder, tmp_path):
     names = ("README.md", "LICENSE.md", "croissant.json", "report.html")
     before = {name: (folder / name).read_bytes() for name in names}
@@ -335,7 +351,7 @@ def test_22_languages_in_all_their_forms_stay_under_2_mb():
         {"role": "user", "content": " ".join(f"क्षि{n % 97 or chr(2309)}" for n in range(1000))}
         for _ in range(9)
     ]
-    step = {"row_id": "a", "language": "hi-Deva", "before": long, "after": changed}
+    step = {"row_id": "a", "language": "hi-Deva", "before": long[:2], "after": changed[:2]}
     stages = ("text", "pii", "duplicates", "translate", "variants", "contamination", "chat")
     manifest = made_up_manifest(
         languages={tag: form_numbers(1000, 30_000) for tag in tags},

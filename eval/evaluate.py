@@ -211,7 +211,8 @@ def evaluate_stage(config: RunConfig) -> Path:
     """
     folder = Path(config.output)
     manifest = read_artefact(folder / "data" / "manifest.json", "dataset_manifest")
-    rows = cap_rows(list(read_split(folder / "data", "test")), config.eval.max_rows_per_task, config.seed)
+    test: list[Row] = [dict(row) for row in read_split(folder / "data", "test")]
+    rows = cap_rows(test, config.eval.max_rows_per_task, config.seed)
     trained = read_artefact(folder / "adapter" / "train.json", "train_result")
     if trained["inputs"]["data"] != manifest["content_hash"]:
         # Its training rows may be among the test rows of today.

@@ -3,10 +3,12 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from data_recipes.artefact import file_hashes
+from data_recipes.dataset import read_split
 
 WORDS = (
     "river", "market", "garden", "school", "letter", "doctor",
@@ -63,3 +65,8 @@ def part_files(work: Path) -> dict:
     beside = [path.with_suffix(".jsonl") for path in done]
     found = [path for path in (*done, *beside) if path.exists()]
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
+
+
+def rows_in(folder: Path, split: Any) -> list[Any]:
+    """The rows of a split, with plain messages."""
+    return list(read_split(folder, split))

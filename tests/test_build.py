@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from build_recipes import rows_in
 from datasets import load_from_disk
 
 from data_recipes.artefact import UserError, file_hashes, read_artefact, sha256_file, sha256_json
@@ -45,7 +46,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(tamil):
-    return {split: list(read_split(tamil, split)) for split in SPLITS}
+    return {split: rows_in(tamil, split) for split in SPLITS}
 
 
 @pytest.fixture(scope="module")
@@ -338,7 +339,7 @@ def test_a_damaged_split_is_refused_with_the_command_that_builds_it_again(small,
 
 @pytest.mark.parametrize("n_files", [0, 1])
 def test_a_split_without_rows_is_refused(small, tmp_path, n_files):
-    load_from_disk(str(small))["train"].select([]).save_to_disk(
+    read_split(small, "train").with_format(None).select([]).save_to_disk(
         str(tmp_path / "train"), num_shards=n_files or None
     )
     with pytest.raises(UserError, match="the train split of .* is empty"):

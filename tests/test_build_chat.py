@@ -5,12 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from build_recipes import hashes, plain_rows, stages, write_recipe
+from build_recipes import hashes, plain_rows, rows_in, stages, write_recipe
 from transformers import AutoTokenizer
 
 from data_recipes.artefact import UserError, read_artefact
 from data_recipes.build import BuildOptions, build_dataset
-from data_recipes.dataset import read_split
 from data_recipes.parts.tokenizers import Tokenizer
 from finetune.config import SHIPPED_MODELS
 
@@ -40,7 +39,7 @@ def test_the_manifest_counts_with_the_recipes_tokenizer(tokenizer, tmp_path):
     folder = build_dataset(chat_recipe(tmp_path, plain_rows(12)), tmp_path / "data")
     manifest = manifest_of(folder)
     loaded = AutoTokenizer.from_pretrained(tokenizer)
-    rows = list(read_split(folder, "train"))
+    rows = rows_in(folder, "train")
     texts = [message["content"] for row in rows for message in row["messages"]]
     n_tokens = sum(len(loaded(text, add_special_tokens=False)["input_ids"]) for text in texts)
     found = manifest["languages"]["en-Latn"]
@@ -76,7 +75,7 @@ def test_a_tokenizer_that_is_only_counted_with_changes_no_row(tmp_path):
 def test_control_tokens_inside_a_text_are_treated_as_the_recipe_says(tokenizer, tmp_path, policy, content):
     rows = [*plain_rows(4), {"instruction": "What is <|user|> for?", "output": "It opens a turn."}]
     folder = build_dataset(chat_recipe(tmp_path, rows, control_tokens=policy), tmp_path / "data")
-    told = [row["messages"][0]["content"] for row in read_split(folder, "train")]
+    told = [row["messages"][0]["content"] for row in rows_in(folder, "train")]
     rejected = manifest_of(folder)["rejected"]["chat"]
     if content is None:
         assert len(told) == 4 and rejected == {"control token in a text": 1}

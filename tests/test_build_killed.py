@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from build_recipes import hashes, part_files, plain_rows, stages, write_recipe
+from build_recipes import hashes, part_files, plain_rows, rows_in, stages, write_recipe
 from loopback import serving, tamil
 
 from data_recipes.artefact import UserError, read_artefact
 from data_recipes.build import BuildOptions, build_dataset
-from data_recipes.dataset import read_split
 
 ROOT = Path(__file__).parents[1]
 
@@ -146,7 +145,7 @@ def test_rows_the_teacher_failed_on_are_asked_for_at_the_next_run_and_no_others(
         build_dataset(recipe, tmp_path / "clean")
     for name in ("manifest.json", "train/data-00000-of-00001.arrow"):
         assert (tmp_path / "clean" / name).read_bytes() == (folder / name).read_bytes()
-    assert len(read_split(folder, "train")) + len(read_split(folder, "validation")) == 12
+    assert len(rows_in(folder, "train")) + len(rows_in(folder, "validation")) == 12
 
 
 def test_a_teacher_that_is_down_stops_the_build_and_what_was_paid_for_is_kept(tmp_path):

@@ -7,7 +7,18 @@ from pathlib import Path
 import datasets
 import pytest
 import yaml
-from build_recipes import AADHAAR, CALL, PHONE, TOOL, hashes, plain_rows, stages, write_lines, write_recipe
+from build_recipes import (
+    AADHAAR,
+    CALL,
+    PHONE,
+    TOOL,
+    hashes,
+    plain_rows,
+    rows_in,
+    stages,
+    write_lines,
+    write_recipe,
+)
 
 from data_recipes.artefact import UserError, read_artefact, sha256_json
 from data_recipes.build import BuildOptions, build_dataset
@@ -37,7 +48,7 @@ def manifest_of(folder):
 
 def rows_of(folder):
     present = [split for split in SPLITS if (folder / split).exists()]
-    return [row for split in present for row in read_split(folder, split)]
+    return [row for split in present for row in rows_in(folder, split)]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +63,7 @@ def plain(tmp_path_factory):
 def test_rows_of_the_locale_tasks_are_what_they_were_before_there_were_sources(name, tmp_path):
     folder = build_dataset(ROOT / "configs" / "recipes" / f"{name}.yaml", tmp_path / "data")
     for split, (n_rows, sha256) in FORMER_ROWS[name].items():
-        rows = list(read_split(folder, split))
+        rows = rows_in(folder, split)
         assert len(rows) == n_rows
         assert sha256_json([[row["id"], row["messages"]] for row in rows]) == sha256
 
@@ -134,7 +145,7 @@ def test_what_messages_carry_comes_back_as_it_was(tmp_path):
         tmp_path, [{"messages": messages, "tools": [TOOL]}], test_share=0, validation_share=0
     )
     folder = build_dataset(recipe, tmp_path / "data")
-    (row,) = read_split(folder, "train")
+    (row,) = rows_in(folder, "train")
     assert row["messages"] == messages
     assert row["tools"] == [TOOL]
     assert read_split(folder, "train")[0]["messages"] == messages
@@ -143,8 +154,7 @@ def test_what_messages_carry_comes_back_as_it_was(tmp_path):
 
 
 def test_the_columns_are_those_that_push_to_hub_can_describe(plain):
-    loaded = datasets.load_from_disk(str(plain[1]))
-    for split in loaded.values():
+    for split in datasets.DatasetDict.load_from_disk(str(plain[1])).values():
         assert split.features == FEATURES
         assert datasets.Features._from_yaml_list(split.features._to_yaml_list()) == FEATURES
 
@@ -158,7 +168,7 @@ def test_an_empty_split_is_left_out_and_reading_it_says_so(tmp_path):
 
 
 def test_test_rows_are_checked_against_their_answer(plain):
-    rows = list(read_split(plain[1], "test"))
+    rows = rows_in(plain[1], "test")
     assert rows and {row["checker"] for row in rows} == {"reference"}
     for row in rows:
         answer = row["messages"][-1]["content"]
@@ -171,8 +181,8 @@ def test_rows_of_sources_and_locale_tasks_are_mixed_in_proportion_and_keep_their
     alone = build_dataset(write_recipe(tmp_path / "a", [], sources=[], **tasks), tmp_path / "alone")
     both = build_dataset(write_recipe(tmp_path / "b", plain_rows(60), **tasks), tmp_path / "both")
     for split in SPLITS:
-        mixed = [row["id"] for row in read_split(both, split)]
-        locale = [row["id"] for row in read_split(alone, split)]
+        mixed = [row["id"] for row in rows_in(both, split)]
+        locale = [row["id"] for row in rows_in(alone, split)]
         assert [row_id for row_id in mixed if not row_id.startswith("rows.jsonl")] == locale
         half = len(mixed) // 2
         in_half = sum(not row_id.startswith("rows.jsonl") for row_id in mixed[:half])

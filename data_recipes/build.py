@@ -19,7 +19,7 @@ from typing import Any
 from data_recipes.artefact import UserError, sha256_file, whole_folder, write_artefact, write_json
 from data_recipes.dataset import ContentHash, save_splits, write_arrow
 from data_recipes.parts import workers
-from data_recipes.parts.chain import Engine, Outcome, Setting, run_chain
+from data_recipes.parts.chain import run_chain
 from data_recipes.parts.manifest import (
     LOCK_FILE,
     lock_body,
@@ -31,13 +31,14 @@ from data_recipes.parts.manifest import (
 )
 from data_recipes.parts.part_files import root_id
 from data_recipes.parts.splitting import OrderedRows
+from data_recipes.parts.stage_runner import Engine, Outcome, Setting
 from data_recipes.parts.tokenizers import Tokenizer, tokenizer_hash
 from data_recipes.publishing.publish import publish
 from data_recipes.recipe import RecipeConfig, load_recipe
 from data_recipes.row_sources.folders import allowed_path, is_inside
 from data_recipes.tasks import SPLITS, Split
 
-ENGINES = ("processes", "datatrove")
+ENGINES = ("processes", "datatrove", "ray")  # Ray's cluster by datatrove too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,9 @@ class BuildOptions:
     allowed: tuple[Path, ...] = ()  # folders outside the recipe's own that it may read
     locked: bool = False  # refuse a build that would differ from the one that was locked
     engine: str = "processes"  # of ENGINES
+    # Of "datatrove": what the command for each machine stands behind, as "ssh worker-1"; "" is this one. They
+    # share the working folder, and `n_workers` is of each.
+    nodes: tuple[str, ...] = ("",)
     tokenizer: Tokenizer | None = None  # counted with when the recipe names none
 
 
@@ -120,19 +124,21 @@ def _setting(recipe: RecipeConfig, path: Path, output: Path, options: BuildOptio
         work=work,
         reply_cache=work.with_name(f"{output.name}.replies.sqlite"),
         key_file=work.with_name(f"{output.name}.pii-key"),
-        engine=_engine(options.engine, work),
+        engine=_engine(options, work),
         n_workers=options.n_workers,
         tokenizer=tokenizer,
         tokenizer_hash=tokenizer_hash(tokenizer) if tokenizer else "",
     )
 
 
-def _engine(name: str, work: Path) -> Engine:
-    if name == "processes":
+def _engine(options: BuildOptions, work: Path) -> Engine:
+    if options.engine == "processes":
         return workers.run_parts
     from data_recipes.parts import datatrove_engine  # imported late: an optional extra
 
-    return partial(datatrove_engine.run_parts, cluster=datatrove_engine.Cluster(str(work / "datatrove")))
+    executor = "ray" if options.engine == "ray" else "processes"
+    cluster = datatrove_engine.Cluster(str(work / "datatrove"), executor, options.nodes)
+    return partial(datatrove_engine.run_parts, cluster=cluster)
 
 
 def _save_rows(
@@ -184,6 +190,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--locked", action="store_true", help="refuse a build that would differ from recipe.lock.json"
     )
     parser.add_argument("--engine", choices=ENGINES, default="processes", help="what runs the parts")
+    parser.add_argument(
+        "--node",
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help='of --engine datatrove: a machine, as "ssh worker-1"; "" is this one',
+    )
     arguments = parser.parse_intermixed_args(argv)
     options = BuildOptions(
         n_workers=arguments.workers,
@@ -191,6 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         allowed=tuple(Path(folder) for folder in arguments.allow),
         locked=arguments.locked,
         engine=arguments.engine,
+        nodes=tuple(arguments.node) or ("",),
     )
     build_dataset(arguments.recipe, arguments.output, arguments.overrides, options)
     return 0

@@ -8,9 +8,13 @@ import yaml
 
 from data_recipes.artefact import file_hashes
 
-WORDS = ("river market garden school letter doctor winter summer window kitchen teacher bridge station harvest "
-         "festival camera pillow basket ladder mirror rabbit thunder island pepper copper silver forest candle "
-         "guitar village").split()  # fmt: skip
+WORDS = (
+    "river", "market", "garden", "school", "letter", "doctor",
+    "winter", "summer", "window", "kitchen", "teacher", "bridge",
+    "station", "harvest", "festival", "camera", "pillow", "basket",
+    "ladder", "mirror", "rabbit", "thunder", "island", "pepper",
+    "copper", "silver", "forest", "candle", "guitar", "village",
+)  # fmt: skip
 AADHAAR, PHONE = "2345 6789 0124", "+91 98765 43210"  # a valid check digit; a mobile series
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"town": "Pune"}}}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}

@@ -1,6 +1,7 @@
-"""A recipe with sources goes through its stages: same bytes however it is cut, and only what changed is redone."""
+"""Sources go through the stages of a recipe: same bytes however they are cut, only what changed is redone."""
 
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -87,7 +88,7 @@ def test_a_second_build_keeps_every_part(plain, tmp_path, capsys):
     made = stages(capsys.readouterr().out)
     assert made["sources"] == (4, 0) and made["finish"] == (4, 0)
     again = hashes(build_dataset(recipe, tmp_path / "data", ["rows_per_part=10"]))
-    assert {kept for kept in stages(capsys.readouterr().out).values()} == {(0, 4)}
+    assert set(stages(capsys.readouterr().out).values()) == {(0, 4)}
     assert again == first
 
 
@@ -280,8 +281,6 @@ def test_bad_input_is_one_message_and_leaves_no_dataset(bad, tmp_path, capsys):
     arguments = [argument.format(output=output) for argument in arguments]
     assert main(["data", str(recipe), "--output", str(output), *arguments]) == 2
     error = capsys.readouterr().err
-    import re
-
     assert error.startswith("error: ") and re.search(named, error, re.S) and "Traceback" not in error
     assert not output.exists()
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from data_recipes.chats.chat_template import ChatTemplate, message_texts
 from data_recipes.chats.mask_audit import audited_mask
-from data_recipes.dataset import as_record
 from data_recipes.languages import language
 from data_recipes.parts.part_files import Summary, draw, finish_part, read_rows, root_id, write_part
 from data_recipes.parts.splitting import Shares, split_of_row
 from data_recipes.parts.stages import PartTask
 from data_recipes.parts.tokenizers import Tokenizer, load_template, load_tokenizer
 from data_recipes.pii.step import count_pii
+from data_recipes.records import as_record
 from data_recipes.steps import Rejected, Row
 from data_recipes.tasks import REFERENCE, canonical
 from data_recipes.writing.graphemes import graphemes, words

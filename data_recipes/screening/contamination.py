@@ -11,7 +11,6 @@ The forms are the text's key in lower case, and its consonant skeleton: a test q
 found romanised, and one in Latin letters in Tamil script.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -148,9 +147,10 @@ def _contact(text: str, form: str, index: TestSets) -> Contact | None:
         return Contact(index.names[item], form, "whole")
     for run in sorted(words & index.words[form].keys()):
         return Contact(index.names[index.words[form][run]], form, "words")
-    hits: Counter[int] = Counter()
+    hits: dict[int, int] = {}
     for run in runs & index.runs[form].keys():
-        hits.update(index.runs[form][run])
+        for item in index.runs[form][run]:
+            hits[item] = hits.get(item, 0) + 1
     share = index.options.share if form == "written" else index.options.skeleton_share
     for item in sorted(hits):
         if hits[item] >= share * index.n_runs[form][item]:

@@ -17,6 +17,7 @@ from data_recipes.variants.spelling_rules import (
     DOT_BELOW,
     GURMUKHI_DOUBLING,
     GURMUKHI_NASAL,
+    NASAL_VOWEL,
     NASALS,
     NUKTA,
     OWN_LETTERS,
@@ -41,7 +42,7 @@ class Syllable:
     letter: str
     onset: str
     vowel: str  # a key of SIGNS' values, _INHERENT, or "" after a virama
-    coda: str = ""  # "nasal" or "h"
+    coda: str = ""  # "nasal", "nasal vowel" or "h"
     is_doubled: bool = False
 
 
@@ -102,7 +103,7 @@ def read_syllables(word: str, script: str) -> list[Syllable]:
         elif letter == DOT_BELOW and last.letter in NUKTA:
             last.onset, last.letter = NUKTA[last.letter], last.letter + DOT_BELOW
         elif letter in NASALS or sign == GURMUKHI_NASAL:
-            last.coda = "nasal"
+            last.coda = "nasal vowel" if letter == NASAL_VOWEL else "nasal"
         elif letter == VISARGA:
             last.coda = "h"
     return syllables
@@ -137,11 +138,14 @@ def _onset(syllables: list[Syllable], i: int, spelling: Spelling) -> str:
     if before and not before.vowel and before.letter + this.letter in spelling.clusters:
         return spelling.clusters[before.letter + this.letter]
     onset = spelling.consonants.get(this.letter, this.onset)
+    ends_word = after is None and bool(spelling.last_virama)  # and a vowel is spoken after it
     if before is None:
         onset = spelling.first.get(this.letter, onset)
+    elif not before.vowel and this.letter in spelling.after_consonant:
+        onset = spelling.after_consonant[this.letter]
     elif before.coda == "nasal" or (not before.vowel and before.letter in _NASAL_LETTERS):
         onset = spelling.after_nasal.get(this.letter, onset)
-    elif before.vowel and this.vowel:
+    elif before.vowel and (this.vowel or ends_word):
         onset = spelling.between_vowels.get(this.letter, onset)
     # Of a doubled kh or th only the first letter is doubled, and ch is not.
     return (onset[0] if this.is_doubled and not onset.startswith("ch") else "") + onset
@@ -165,9 +169,11 @@ def _vowel(syllables: list[Syllable], i: int, spelling: Spelling) -> str:
 
 
 def _coda(syllables: list[Syllable], i: int, spelling: Spelling) -> str:
-    this = syllables[i]
-    if this.coda != "nasal":
+    this, after = syllables[i], syllables[i + 1] if i + 1 < len(syllables) else None
+    if not this.coda.startswith("nasal"):
         return this.coda
-    if i == len(syllables) - 1:
-        return spelling.last_nasal
-    return "m" if syllables[i + 1].letter[:1] in _LABIALS and syllables[i + 1].letter else spelling.nasal
+    if after is None:
+        return "n" if this.coda == "nasal vowel" and spelling.last_nasal else spelling.last_nasal
+    if this.coda == "nasal vowel" or after.letter == "न":
+        return "" if after.letter == "न" else "n"
+    return "m" if after.letter in _LABIALS else spelling.nasal

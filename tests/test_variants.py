@@ -15,7 +15,7 @@ from data_recipes.translate.masking import Mismatch
 from data_recipes.variants.code_mixing import mix, mixing_index, term_pattern
 from data_recipes.variants.options import VariantOptions
 from data_recipes.variants.romanisation import romanise, romanise_word
-from data_recipes.variants.step import drawn_form, make_variants, measured_mix, rewritten
+from data_recipes.variants.step import count_mix, drawn_form, make_variants, measured_form, rewritten
 from data_recipes.writing.written_forms import forms, written_form
 
 WORDS: dict[str, dict[str, str]] = yaml.safe_load(
@@ -54,7 +54,7 @@ def test_the_words_are_as_many_as_is_said() -> None:
 
 
 def test_digits_signs_and_other_scripts_stay() -> None:
-    assert romanise("आज २५ ₹, Django और தமிழ்।", written_form("hi")) == "aaj २५ ₹, Django aur தமிழ்."
+    assert romanise("आज २५ ₹, Django और தமிழ் है।", written_form("hi")) == "aaj २५ ₹, Django aur தமிழ் hai."
 
 
 @pytest.mark.parametrize("code", [*WORDS, "or"])
@@ -81,10 +81,10 @@ def test_what_is_protected_stays_byte_for_byte() -> None:
     )
     assert made["messages"][1]["content"] == "theek hai."
     assert (made["id"], made["parent"], made["form"], made["script"]) == (
-        "row/1/romanised", "row/1", "romanised", "Latn",
+        "row/1/romanised", {"id": "row/1", "messages": row(1, text, "ठीक है।")["messages"]}, "romanised", "Latn",
     )  # fmt: skip
     checks = made["transforms"][-1]["checks"]
-    assert checks["words"] == 8 and checks["spans"] == 7
+    assert checks["words"] == 9 and checks["spans"] == 7
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,11 @@ def test_a_translation_takes_the_form_of_the_row_it_was_made_from() -> None:
         made = row(number, "आप", "हाँ", parent={"id": f"en/{number}", "messages": []})
         got = one(make_variants([made], options))
         assert got["form"] == drawn_form(f"en/{number}", options)
-        assert got["parent"] == made["parent"]
+        assert (
+            got["parent"] == made["parent"]
+            if got["form"] == "native"
+            else len(got["parent"]["messages"]) == 2
+        )
 
 
 def test_words_of_the_glossary_become_english_and_nothing_else(tmp_path: Path) -> None:
@@ -162,27 +166,20 @@ def test_a_row_without_another_form_stays_and_says_why() -> None:
 
 
 def test_the_mix_is_measured_on_the_texts() -> None:
-    rows = [
-        {**row(1, "aap kaise hain", "theek"), "form": "romanised"},
-        {**row(2, "meeting कल है", "हाँ"), "form": "code_mixed"},
-        {**row(3, "aap", "haan"), "form": "native"},  # a form that the text belies
-    ]
-    found = measured_mix(rows)
-    assert dict(found["hi-Deva/romanised"]) == {
-        "rows": 1,
-        "latin_words": 4,
-        "other_words": 0,
-        "latin": 1,
-        "mixed": 0,
-    }
-    assert dict(found["hi-Deva/code_mixed"]) == {
-        "rows": 1,
-        "latin_words": 1,
-        "other_words": 3,
-        "latin": 0,
-        "mixed": 1,
-    }
-    assert found["hi-Deva/native"]["latin"] == 1
+    options = VariantOptions()
+    assert measured_form(row(1, "aap kaise hain", "theek"), options) == "romanised"
+    assert measured_form(row(2, "meeting कल है", "हाँ"), options) == "code_mixed"
+    assert measured_form(row(3, "कल है", "हाँ"), options) == "native"
+    asked = VariantOptions(native=0, romanised=1, roles=("user",))
+    assert measured_form(row(4, "aap kaise hain", "मैं ठीक हूँ"), asked) == "romanised"
+    # What was drawn is counted beside it: a row said to be romanised, whose text is not.
+    made = one(make_variants([row(5, "आप", "हाँ")], ROMANISED))
+    assert count_mix(made, ROMANISED) == {"written romanised": 1, "measured romanised": 1}
+    belied = {**made, "messages": row(5, "आप", "हाँ")["messages"]}
+    assert count_mix(belied, ROMANISED) == {"written romanised": 1, "measured native": 1}
+    kept = one(make_variants([row(6, "ہاں", "جی", "ur")], ROMANISED))
+    assert count_mix(kept, ROMANISED)["kept: unsupported: no romanisation of ur-Arab"] == 1
+    assert count_mix(one(make_variants([row(7, "Hi", "Yes", "en")], ROMANISED)), ROMANISED) == {}
 
 
 def test_the_mixing_index_is_das_and_gambaecks() -> None:
@@ -209,7 +206,7 @@ def test_a_romanised_test_question_is_still_kept_out() -> None:
         (["native=1.5", "romanised=-0.5"], "must be from 0 to 1"),
         (["native=0", "romanised=1", "languages=[ur]"], "unsupported: there is no romanisation of ur-Arab"),
         (["languages=[xx]"], "unknown language"),
-        (["roles=[]"], "roles = []: name at least one"),
+        (["roles=[]"], "roles = (): name at least one"),
     ],
 )
 def test_options_that_cannot_be_used_are_named(changes: list[str], message: str) -> None:

@@ -124,7 +124,6 @@ def _leave_unspoken_out(syllables: list[Syllable], spelling: Spelling) -> None:
 
 
 def _spelt(syllables: list[Syllable], i: int, spelling: Spelling) -> str:
-    this = syllables[i]
     return _onset(syllables, i, spelling) + _vowel(syllables, i, spelling) + _coda(syllables, i, spelling)
 
 

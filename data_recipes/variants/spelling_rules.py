@@ -1,8 +1,8 @@
 """What each language's letters become in Latin ones, as people type them: tables for `romanisation`.
 
-Reads and writes nothing. The nine blocks of Unicode lie alike (after ISCII), so a letter is known by its place
-in its block, that of Devanagari standing for all. Written by us from how words are commonly spelt in messages;
-no speaker has reviewed it. `tests/romanised_words.yaml` says how often it meets a common spelling.
+Reads and writes nothing. The nine blocks of Unicode lie alike (after ISCII): a letter is known by its place
+in its block, and that of Devanagari stands for all. Written by us from how words are commonly spelt in
+messages; no speaker has reviewed it. `tests/romanised_words.yaml` says how often it meets a common spelling.
 """
 
 from dataclasses import dataclass, field
@@ -11,150 +11,26 @@ BLOCKS = {
     "Deva": 0x900, "Beng": 0x980, "Guru": 0xA00, "Gujr": 0xA80, "Orya": 0xB00,
     "Taml": 0xB80, "Telu": 0xC00, "Knda": 0xC80, "Mlym": 0xD00,
 }  # fmt: skip
-_LETTERS = [
-    "क",
-    "k",
-    "ख",
-    "kh",
-    "ग",
-    "g",
-    "घ",
-    "gh",
-    "ङ",
-    "n",
-    "च",
-    "ch",
-    "छ",
-    "chh",
-    "ज",
-    "j",
-    "झ",
-    "jh",
-    "ञ",
-    "n",
-    "ट",
-    "t",
-    "ठ",
-    "th",
-    "ड",
-    "d",
-    "ढ",
-    "dh",
-    "ण",
-    "n",
-    "त",
-    "t",
-    "थ",
-    "th",
-    "द",
-    "d",
-    "ध",
-    "dh",
-    "न",
-    "n",
-    "ऩ",
-    "n",
-    "प",
-    "p",
-    "फ",
-    "ph",
-    "ब",
-    "b",
-    "भ",
-    "bh",
-    "म",
-    "m",
-    "य",
-    "y",
-    "र",
-    "r",
-    "ऱ",
-    "r",
-    "ल",
-    "l",
-    "ळ",
-    "l",
-    "ऴ",
-    "zh",
-    "व",
-    "v",
-    "श",
-    "sh",
-    "ष",
-    "sh",
-    "स",
-    "s",
-    "ह",
-    "h",
-]
-CONSONANTS = dict(zip(_LETTERS[::2], _LETTERS[1::2], strict=True))
-_NUKTA = ["क", "q", "ख", "kh", "ग", "g", "ज", "z", "ड", "d", "ढ", "dh", "फ", "f", "य", "y"]
-NUKTA = dict(zip(_NUKTA[::2], _NUKTA[1::2], strict=True))  # a letter with a dot below
+CONSONANTS = {
+    "क": "k", "ख": "kh", "ग": "g", "घ": "gh", "ङ": "n", "च": "ch", "छ": "chh", "ज": "j", "झ": "jh",
+    "ञ": "n", "ट": "t", "ठ": "th", "ड": "d", "ढ": "dh", "ण": "n", "त": "t", "थ": "th", "द": "d",
+    "ध": "dh", "न": "n", "ऩ": "n", "प": "p", "फ": "ph", "ब": "b", "भ": "bh", "म": "m", "य": "y",
+    "र": "r", "ऱ": "r", "ल": "l", "ळ": "l", "ऴ": "zh", "व": "v", "श": "sh", "ष": "sh", "स": "s",
+    "ह": "h",
+}  # fmt: skip
+# Letters with a dot below.
+NUKTA = {
+    "क": "q", "ख": "kh", "ग": "g", "ज": "z", "ड": "d", "ढ": "dh", "फ": "f", "य": "y",
+}  # fmt: skip
 # Independent vowels and vowel signs -> the name of the vowel in a language's table.
-_VOWELS = [
-    "अ",
-    "a",
-    "आ",
-    "aa",
-    "इ",
-    "i",
-    "ई",
-    "ii",
-    "उ",
-    "u",
-    "ऊ",
-    "uu",
-    "ऋ",
-    "ri",
-    "ऍ",
-    "e",
-    "ऎ",
-    "e",
-    "ए",
-    "e",
-    "ऐ",
-    "ai",
-    "ऑ",
-    "o",
-    "ऒ",
-    "o",
-    "ओ",
-    "o",
-    "औ",
-    "au",
-]
-VOWELS = dict(zip(_VOWELS[::2], _VOWELS[1::2], strict=True))
-_SIGNS = [
-    "ा",
-    "aa",
-    "ि",
-    "i",
-    "ी",
-    "ii",
-    "ु",
-    "u",
-    "ू",
-    "uu",
-    "ृ",
-    "ri",
-    "ॅ",
-    "e",
-    "ॆ",
-    "e",
-    "े",
-    "e",
-    "ै",
-    "ai",
-    "ॉ",
-    "o",
-    "ॊ",
-    "o",
-    "ो",
-    "o",
-    "ौ",
-    "au",
-]
-SIGNS = dict(zip(_SIGNS[::2], _SIGNS[1::2], strict=True))
+VOWELS = {
+    "अ": "a", "आ": "aa", "इ": "i", "ई": "ii", "उ": "u", "ऊ": "uu", "ऋ": "ri", "ऍ": "e", "ऎ": "e",
+    "ए": "e", "ऐ": "ai", "ऑ": "o", "ऒ": "o", "ओ": "o", "औ": "au",
+}  # fmt: skip
+SIGNS = {
+    "ा": "aa", "ि": "i", "ी": "ii", "ु": "u", "ू": "uu", "ृ": "ri", "ॅ": "e", "ॆ": "e", "े": "e",
+    "ै": "ai", "ॉ": "o", "ॊ": "o", "ो": "o", "ौ": "au",
+}  # fmt: skip
 NASALS, NASAL_VOWEL, VISARGA, VIRAMA, DOT_BELOW = "ँं", "ँ", "ः", "्", "़"
 GURMUKHI_NASAL, GURMUKHI_DOUBLING = "ੰ", "ੱ"
 # Letters that no other block has at that place: what they are spelt with.
@@ -164,8 +40,8 @@ OWN_LETTERS |= dict.fromkeys("ൺൻ", "n") | {"ർ": "r", "ൽ": "l", "ൾ": "l
 
 @dataclass(frozen=True)
 class Spelling:
-    """How a language is spelt. A vowel has up to three spellings: in a word of one closed syllable, at the end
-    of a word, elsewhere."""
+    """How a language is spelt. The long vowels have three spellings: in a word of one closed syllable, at
+    the end of a word, elsewhere."""
 
     inherent: str = "a"
     drops_last: bool = False  # the inherent vowel at the end of a word is not spoken
@@ -188,6 +64,7 @@ class Spelling:
 
 _NORTH = {"drops_last": True, "drops_inner": True}
 _SOUTH_LONG = {"ii": ("ee", "i", "ee"), "uu": ("oo", "u", "oo")}
+_CENTRE = {**_SOUTH_LONG, "aa": ("a", "a", "a"), "first_aa": "aa", "last_nasal": "m"}
 _CLUSTER = {"जञ": "gy", "चछ": "cch", "चच": "cch"}
 SPELLINGS: dict[str, Spelling] = {
     "hi": Spelling(
@@ -216,8 +93,8 @@ SPELLINGS: dict[str, Spelling] = {
         consonants={"य": "j", "श": "s", "ष": "s"}, clusters=_CLUSTER,
         after_consonant={"य": "y"},
     ),
-    "te": Spelling(**_SOUTH_LONG, aa=("a", "a", "a"), first_aa="aa", last_nasal="m", clusters=_CLUSTER | {"जञ": "gn"}),
-    "kn": Spelling(**_SOUTH_LONG, aa=("a", "a", "a"), first_aa="aa", last_nasal="m", clusters=_CLUSTER | {"जञ": "gn"}),
+    "te": Spelling(**_CENTRE, clusters=_CLUSTER | {"जञ": "gn"}),
+    "kn": Spelling(**_CENTRE, clusters=_CLUSTER | {"जञ": "gn"}),
     "ml": Spelling(
         **_SOUTH_LONG,
         aa=("a", "a", "a"),

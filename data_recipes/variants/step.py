@@ -67,23 +67,27 @@ def drawn_form(row_id: str, options: VariantOptions) -> Form:
     return next(form for form in reversed(FORMS) if getattr(options, form))
 
 
-def measured_mix(rows: Iterable[Row]) -> dict[str, Counter[str]]:
-    """Return counts of each written form and kind of row, as "hi-Deva/romanised", to be added up over parts.
+def measured_form(row: Row, options: VariantOptions) -> Form:
+    """Return the form of a row as its text shows it, whatever was drawn: by the words in Latin letters.
 
-    They are taken from the texts and not from what was drawn: rows, words in Latin letters and in others, and
-    rows of which at least one word in ten is of each (`mixed`) or nearly all are Latin (`latin`).
+    Nine in ten of the words in the messages of `options.roles`: romanised; one in ten: code-mixed; else native.
     """
-    found: dict[str, Counter[str]] = {}
-    for row in rows:
-        texts = [message.get("content") for message in row["messages"]]
-        pairs = [word_counts(text) for text in texts if isinstance(text, str)]
-        n_latin, n_other = (sum(pair[side] for pair in pairs) for side in (0, 1))
-        share = n_latin / (n_latin + n_other) if n_latin + n_other else 0.0
-        form = row.get("form") or "native"
-        found.setdefault(f"{row['language']}-{row['script']}/{form}", Counter()).update(
-            rows=1, latin_words=n_latin, other_words=n_other, latin=share > 0.9, mixed=0.1 <= share <= 0.9
-        )
-    return found
+    pairs = [_words(message) for message in row["messages"] if message["role"] in options.roles]
+    n_latin, n_other = (sum(pair[side] for pair in pairs) for side in (0, 1))
+    share = n_latin / (n_latin + n_other) if n_latin + n_other else 0.0
+    return "romanised" if share >= 0.9 else "code_mixed" if share >= 0.1 else "native"
+
+
+def count_mix(row: Row, options: VariantOptions) -> Counter[str]:
+    """Return what the manifest adds up of a row: "written romanised", "measured code_mixed", "kept: <why>".
+
+    A row of English has one form and is not counted, nor one that did not pass this step.
+    """
+    checks = next((one["checks"] for one in row.get("transforms", []) if one["name"] == NAME), None)
+    if checks is None or row["language"] == "en":
+        return Counter()
+    found = Counter([f"written {row['form']}", f"measured {measured_form(row, options)}"])
+    return found + Counter([f"kept: {checks['reason']}"] if "reason" in checks else [])
 
 
 def _why_not(wanted: Form, form: WrittenForm, options: VariantOptions) -> str:
@@ -130,8 +134,9 @@ def _variant(row: Row, form: Form, options: VariantOptions, rewrite: Rewrite) ->
         "wanted": form, "form": form, "words": n_changed, **counts,
         "mixing_index": round(mixing_index(latin, other), 2),
     }  # fmt: skip
-    # The root stays the parent: by its messages, which a translated row carries, contamination is looked for.
-    parent = row.get("parent") or str(row["id"])
+    # The root stays the parent; with it goes every text this row was made from: contamination looks there.
+    former = row["parent"].get("messages", []) if isinstance(row.get("parent"), dict) else []
+    parent = {"id": root_id(row), "messages": [*former, *row["messages"]]}
     changed = {**row, "messages": messages, "form": form, "id": f"{row['id']}/{form}", "parent": parent}
     if form == "romanised" and set(options.roles) >= {"user", "assistant"}:
         changed["script"] = "Latn"

@@ -108,10 +108,13 @@ def _setting(recipe: RecipeConfig, path: Path, output: Path, options: BuildOptio
         raise UserError(f"--work {work} is inside the dataset's folder {output}; choose a folder beside it")
     if options.engine not in ENGINES:
         raise UserError(f"there is no engine {options.engine!r}: use {' or '.join(ENGINES)}")
-    translate = recipe.translate
+    translate, variants = recipe.translate, recipe.variants
     if translate is not None and translate.glossary is not None:
         glossary = allowed_path(str(translate.glossary), folder, options.allowed)
         translate = replace(translate, glossary=glossary)
+    if variants is not None and variants.glossary is not None:
+        glossary = allowed_path(str(variants.glossary), folder, options.allowed)
+        variants = replace(variants, glossary=glossary)
     tokenizer = options.tokenizer
     if name := recipe.chat.tokenizer:
         is_folder = name.startswith((".", "/"))
@@ -128,6 +131,7 @@ def _setting(recipe: RecipeConfig, path: Path, output: Path, options: BuildOptio
         engine=_engine(options, work),
         n_workers=options.n_workers,
         translate=translate,
+        variants=variants,
         tokenizer=tokenizer,
         tokenizer_hash=tokenizer_hash(tokenizer) if tokenizer else "",
     )

@@ -20,6 +20,7 @@ from data_recipes.screening.licences import LicenceOptions
 from data_recipes.settings import load_settings, out_of_range
 from data_recipes.tasks import TASKS
 from data_recipes.translate.options import TranslateOptions
+from data_recipes.variants.options import VariantOptions
 from data_recipes.writing.normalisation import TextPolicy
 
 
@@ -73,6 +74,7 @@ class RecipeConfig:
     pii: PiiOptions | None = PiiOptions()
     duplicates: DuplicateOptions | None = DuplicateOptions()
     translate: TranslateOptions | None = None
+    variants: VariantOptions | None = None
     contamination: ContaminationConfig | None = ContaminationConfig()
     chat: ChatConfig = ChatConfig()
     validation_share: float = 0.05  # of source rows
@@ -127,6 +129,7 @@ def recipe_inputs_hash(path: str | Path, overrides: tuple[str, ...] | list[str] 
     recipe, folder = load_recipe(path, overrides), Path(path).resolve().parent
     test_sets = recipe.contamination.test_sets.values() if recipe.contamination else ()
     identities: list[object] = [source_identity(source, folder) for source in (*recipe.sources, *test_sets)]
-    if recipe.translate and recipe.translate.glossary:
-        identities.append(sha256_file(allowed_path(str(recipe.translate.glossary), folder, ())))
+    for section in (recipe.translate, recipe.variants):
+        if section and section.glossary:
+            identities.append(sha256_file(allowed_path(str(section.glossary), folder, ())))
     return sha256_json(identities)

@@ -111,7 +111,12 @@ def made_up_manifest(**changed):
             },
         ],
         "pii": {"AADHAAR": {"hi": 2, "ur": 1}, "PHONE": {"hi": 40}},
-        "mix": {"wanted": {"native": 0.75, "romanised": 0.25}, "measured": {"native": 0.8, "romanised": 0.2}},
+        "mix": {
+            "wanted": {"native": 0.75, "romanised": 0.25},
+            "written": {"native": 0.8, "romanised": 0.2},
+            "measured": {"native": 0.8, "romanised": 0.2},
+            "kept": {},
+        },
         "translation": None,
         "test_sets": {"indic-qa": 1200},
         "tokenizer": {"name": "zai/GLM", "sha256": "cd" * 32},

@@ -72,6 +72,9 @@ def run_chain(setting: Setting) -> Outcome:
         _duplicates(setting, outcome)
     if recipe.translate:
         _translate(setting, outcome)
+    if setting.variants:
+        glossary = setting.variants.glossary
+        add_stage(setting, outcome, "variants", setting.variants, sha256_file(glossary) if glossary else None)
     run_waiting(setting, outcome)
     if recipe.contamination:
         _contamination(setting, outcome)
@@ -253,7 +256,9 @@ def _refuse_template(setting: Setting, outcome: Outcome) -> None:
 
 def _finish(setting: Setting, outcome: Outcome) -> None:
     recipe = setting.recipe
-    task = finishing.FinishSetting(recipe.languages, shares(recipe), setting.tokenizer, recipe.chat.thinking)
+    task = finishing.FinishSetting(
+        recipe.languages, shares(recipe), setting.tokenizer, recipe.chat.thinking, recipe.variants
+    )
     reads = [recipe.languages, setting.tokenizer_hash, recipe.chat.thinking]
     add_stage(setting, outcome, "finish", task, reads)
 

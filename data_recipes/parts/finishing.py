@@ -22,6 +22,8 @@ from data_recipes.pii.step import count_pii
 from data_recipes.records import as_record
 from data_recipes.steps import Rejected, Row
 from data_recipes.tasks import REFERENCE, canonical
+from data_recipes.variants.options import VariantOptions
+from data_recipes.variants.step import count_mix
 from data_recipes.writing.graphemes import graphemes, words
 
 STAGE = "finish"
@@ -36,6 +38,7 @@ class FinishSetting:
     shares: Shares
     tokenizer: Tokenizer | None
     thinking: bool | None
+    variants: VariantOptions | None
 
 
 def finish_part_task(task: PartTask) -> Summary:
@@ -93,7 +96,7 @@ class Counts:
         self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._languages: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._licences: Counter[str] = Counter()
-        self._forms: Counter[str] = Counter()
+        self._variants, self._mix = setting.variants, Counter[str]()
         self._sources: dict[str, dict[str, Any]] = {}
         self._pii: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._masks: Counter[str] = Counter()
@@ -106,7 +109,8 @@ class Counts:
         self._n_rows[split] += 1
         self._counts[split][f"{row['language']}/{row['task']}"] += 1
         self._licences[row["licence"]] += 1
-        self._forms[row["form"]] += 1
+        if self._variants:
+            self._mix.update(count_mix(row, self._variants))
         texts = [text for message in row["messages"] for text in message_texts(message)]
         sums = self._languages[tag]
         sums["rows"] += 1
@@ -138,7 +142,7 @@ class Counts:
             "counts": {split: dict(found) for split, found in self._counts.items()},
             "languages": {tag: dict(found) for tag, found in self._languages.items()},
             "licences": dict(self._licences),
-            "forms": dict(self._forms),
+            "mix": dict(self._mix),
             "sources": self._sources,
             "pii": {kind: dict(found) for kind, found in self._pii.items()},
             "masks": {**self._masks, "longest": self._longest} if self._template is not None else None,

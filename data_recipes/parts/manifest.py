@@ -24,6 +24,7 @@ from data_recipes.settings import settings_dict
 from data_recipes.sources import SOURCES
 from data_recipes.tasks import SPLITS
 from data_recipes.translate.step import teacher_identity
+from data_recipes.variants.options import FORMS
 
 N_SAMPLES = 5  # of each step
 LOCK_FILE = "recipe.lock.json"
@@ -51,12 +52,25 @@ def manifest_body(setting: Setting, outcome: Outcome, content_hash: str) -> dict
         "rejected": {report.name: dict(sorted(report.rejected.items())) for report in outcome.reports},
         "steps": steps_of(outcome, recipe),
         "pii": _by_name(found, "pii") if recipe.pii else {},
-        "mix": None,
+        "mix": _mix(recipe, added(summary["mix"] for summary in found)),
         "translation": _translation(outcome, setting),
         "test_sets": outcome.test_sets,
         "tokenizer": _tokenizer(setting),
         "masks": _masks(outcome),
     }
+
+
+def _mix(recipe: RecipeConfig, counts: Mapping[str, int]) -> dict[str, Any] | None:
+    """The shares of the forms of source rows: asked for, written, measured on the texts; and why some stayed."""
+    if recipe.variants is None:
+        return None
+    shares: dict[str, Any] = {"wanted": {form: getattr(recipe.variants, form) for form in FORMS}}
+    for side in ("written", "measured"):
+        of_form = {form: counts.get(f"{side} {form}", 0) for form in FORMS}
+        n_rows = max(1, sum(of_form.values()))
+        shares[side] = {form: round(n / n_rows, 4) for form, n in of_form.items()}
+    kept = {name.removeprefix("kept: "): n for name, n in counts.items() if name.startswith("kept: ")}
+    return {**shares, "kept": kept}
 
 
 def recipe_settings(recipe: RecipeConfig) -> dict[str, Any]:

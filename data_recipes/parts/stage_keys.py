@@ -20,10 +20,12 @@ from data_recipes.recipe import RecipeConfig
 from data_recipes.screening import contamination, duplicates, licences
 from data_recipes.settings import settings_dict
 from data_recipes.translate import step as translate
+from data_recipes.variants import step as variants
 from data_recipes.writing import text_step
 
 STAGES = (
-    "sources", "licences", "text", "pii", "duplicates", "translate", "contamination", "chat", "finish",
+    "sources", "licences", "text", "pii", "duplicates", "translate", "variants", "contamination", "chat",
+    "finish",
 )  # fmt: skip
 # Rows of locale tasks are made as they must be: these stages leave them alone.
 NOT_FOR_LOCALE = frozenset({"text", "duplicates", "translate", "variants"})
@@ -34,6 +36,7 @@ VERSIONS = {
     "pii": pii.VERSION,
     "duplicates": duplicates.VERSION,
     "translate": translate.VERSION,
+    "variants": variants.VERSION,
     "contamination": contamination.VERSION,
     "chat": control_tokens.VERSION,
     "finish": 1,
@@ -47,6 +50,7 @@ PACKAGES = {
     "pii": (*_TEXT, "python-stdnum", "presidio-analyzer"),
     "duplicates": _COMPARED,
     "translate": (*_TEXT, "markdown-it-py"),
+    "variants": (*_TEXT, "markdown-it-py"),
     "contamination": _COMPARED,
     "chat": ("jinja2", "tokenizers", "transformers"),
     "finish": (*_TEXT, "jinja2", "tokenizers", "transformers"),

@@ -20,6 +20,7 @@ from data_recipes.parts.stages import PartTask
 from data_recipes.parts.tokenizers import Tokenizer
 from data_recipes.recipe import RecipeConfig
 from data_recipes.translate.options import TranslateOptions
+from data_recipes.variants.options import VariantOptions
 
 SIGNATURES = "signatures"  # what waits for the search of duplicates; not a stage of rows
 # (function, tasks, n_workers, name) -> results, in the order of the tasks
@@ -40,6 +41,7 @@ class Setting:
     engine: Engine
     n_workers: int
     translate: TranslateOptions | None  # the recipe's, with the place of its glossary on this machine
+    variants: VariantOptions | None  # likewise
     tokenizer: Tokenizer | None = None  # that is counted with
     tokenizer_hash: str = ""
 

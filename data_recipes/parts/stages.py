@@ -27,6 +27,7 @@ from data_recipes.translate.cache import ReplyCache
 from data_recipes.translate.document import kept_spans
 from data_recipes.translate.options import TranslateOptions
 from data_recipes.translate.step import open_teacher, translate_rows
+from data_recipes.variants.step import make_variants
 from data_recipes.writing.normalisation import TextPolicy
 from data_recipes.writing.text_step import normalise_rows
 
@@ -155,6 +156,7 @@ STEPS: dict[str, Callable[[Iterable[Row], Any], Iterator[Row | Rejected]]] = {
     "pii": _pii,
     "duplicates": _duplicates,
     "translate": _translate,
+    "variants": make_variants,
     "contamination": outside_test_texts,
     "chat": _chat,
 }

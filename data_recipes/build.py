@@ -19,7 +19,7 @@ from typing import Any
 from data_recipes.artefact import UserError, sha256_file, whole_folder, write_artefact, write_json
 from data_recipes.dataset import ContentHash, save_splits, write_arrow
 from data_recipes.parts import workers
-from data_recipes.parts.chain import Engine, Outcome, Setting, run_chain
+from data_recipes.parts.chain import run_chain
 from data_recipes.parts.manifest import (
     LOCK_FILE,
     lock_body,
@@ -31,7 +31,9 @@ from data_recipes.parts.manifest import (
 )
 from data_recipes.parts.part_files import root_id
 from data_recipes.parts.splitting import OrderedRows
-from data_recipes.parts.tokenizers import tokenizer_hash
+from data_recipes.parts.stage_runner import Engine, Outcome, Setting
+from data_recipes.parts.tokenizers import Tokenizer, tokenizer_hash
+from data_recipes.publishing.publish import publish
 from data_recipes.recipe import RecipeConfig, load_recipe
 from data_recipes.row_sources.folders import allowed_path, is_inside
 from data_recipes.tasks import SPLITS, Split
@@ -51,8 +53,7 @@ class BuildOptions:
     # Of "datatrove": what the command for each machine stands behind, as "ssh worker-1"; "" is this one. They
     # share the working folder, and `n_workers` is of each.
     nodes: tuple[str, ...] = ("",)
-    # Counted with when the recipe names no tokenizer: its name, and the folder or Hub id where it is.
-    tokenizer: tuple[str, str] | None = None
+    tokenizer: Tokenizer | None = None  # counted with when the recipe names none
 
 
 def build_dataset(
@@ -90,7 +91,9 @@ def build_dataset(
             folder / "manifest.json", "dataset_manifest", {"recipe": sha256_file(recipe_path)}, body
         )
         write_json(folder / LOCK_FILE, lock)
-        write_json(folder / "samples.json", samples_body(outcome, kept, recipe.pii is not None))
+        samples = samples_body(outcome, kept, recipe.pii is not None)
+        write_json(folder / "samples.json", samples)
+        publish(folder, body, samples)
     counts = ", ".join(f"{n:,} {split}" for split, n in body["n_rows"].items())
     n_rejected = sum(report.rejected.total() for report in outcome.reports)
     n_gone = sum(body["dropped"].values()) + n_rejected
@@ -108,13 +111,11 @@ def _setting(recipe: RecipeConfig, path: Path, output: Path, options: BuildOptio
     if recipe.translate is not None and recipe.translate.glossary is not None:
         glossary = allowed_path(str(recipe.translate.glossary), folder, options.allowed)
         recipe = replace(recipe, translate=replace(recipe.translate, glossary=glossary))
-    name, place, revision = "", "", None
-    if recipe.chat.tokenizer:
-        name, revision = recipe.chat.tokenizer, recipe.chat.revision
+    tokenizer = options.tokenizer
+    if name := recipe.chat.tokenizer:
         is_folder = name.startswith((".", "/"))
         place = str(allowed_path(name, folder, options.allowed)) if is_folder else name
-    elif options.tokenizer:
-        name, place = options.tokenizer
+        tokenizer = Tokenizer(name, place, recipe.chat.revision)
     return Setting(
         recipe=recipe,
         name=str(path),
@@ -125,9 +126,8 @@ def _setting(recipe: RecipeConfig, path: Path, output: Path, options: BuildOptio
         key_file=work.with_name(f"{output.name}.pii-key"),
         engine=_engine(options, work),
         n_workers=options.n_workers,
-        tokenizer=place,
-        tokenizer_name=name,
-        tokenizer_hash=tokenizer_hash(place, revision) if place else "",
+        tokenizer=tokenizer,
+        tokenizer_hash=tokenizer_hash(tokenizer) if tokenizer else "",
     )
 
 

@@ -148,7 +148,7 @@ def refuse_leaks(rows: dict[Split, list[Row]]) -> None:
 
 
 def locale_rows(recipe: RecipeConfig, name: str, dropped: Counter[str]) -> dict[Split, list[Row]]:
-    """Return the rows of all splits, each with its split and where it comes from; without tasks there are none.
+    """Return the rows of all splits, each with its split and where it comes from; none without tasks.
 
     Raises:
         UserError: a language without phrasings, a missing package, a leak, or an empty split of a recipe
@@ -156,7 +156,7 @@ def locale_rows(recipe: RecipeConfig, name: str, dropped: Counter[str]) -> dict[
     """
     if not (recipe.tasks and recipe.languages):
         return {split: [] for split in SPLITS}
-    rows = {split: split_rows(recipe, split, dropped) for split in SPLITS}
+    rows: dict[Split, list[Row]] = {split: split_rows(recipe, split, dropped) for split in SPLITS}
     for split in SPLITS:
         if not rows[split] and not recipe.sources:
             reasons = "; ".join(dropped) or "no task has phrasings in these languages"

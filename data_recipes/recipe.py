@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_recipes.artefact import UserError
+from data_recipes.artefact import UserError, sha256_file, sha256_json
 from data_recipes.chats.control_tokens import Policy
 from data_recipes.languages import language
 from data_recipes.pii.step import PiiOptions
-from data_recipes.row_sources.source import SourceConfig
+from data_recipes.row_sources.folders import allowed_path
+from data_recipes.row_sources.source import SourceConfig, source_identity
 from data_recipes.screening.contamination import ContaminationOptions
 from data_recipes.screening.duplicates import DuplicateOptions
 from data_recipes.screening.licences import LicenceOptions
@@ -57,7 +58,7 @@ class RecipeConfig:
     """
 
     name: str
-    languages: tuple[str, ...]  # codes of the target languages, as "ta"; may be empty with sources
+    languages: tuple[str, ...] = ()  # codes of the target languages, as "ta"; may be empty with sources
     general_languages: tuple[str, ...] = ("en", "hi")  # what must not be forgotten
     tasks: tuple[str, ...] = tuple(TASKS)  # empty: no rows of locale tasks
     train_rows_per_task: int = 160  # target rows of each language and task
@@ -109,10 +110,6 @@ class RecipeConfig:
         wrong += out_of_range({key: getattr(self, key) for key in counts})
         return wrong
 
-    def group(self, code: str) -> str:
-        """What a source row in this language is for: "target", or "general" beside target languages."""
-        return "target" if not self.languages or code in self.languages else "general"
-
 
 def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> RecipeConfig:
     """Fill a RecipeConfig from a YAML file and "key=value" changes.
@@ -120,3 +117,16 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
     Raises: UserError that lists every problem.
     """
     return load_settings(RecipeConfig, path, overrides)
+
+
+def recipe_inputs_hash(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> str:
+    """Return one hash over everything beside it that a recipe reads: sources, test sets, glossary.
+
+    Raises: UserError when one of them is not there.
+    """
+    recipe, folder = load_recipe(path, overrides), Path(path).resolve().parent
+    test_sets = recipe.contamination.test_sets.values() if recipe.contamination else ()
+    identities: list[object] = [source_identity(source, folder) for source in (*recipe.sources, *test_sets)]
+    if recipe.translate and recipe.translate.glossary:
+        identities.append(sha256_file(allowed_path(str(recipe.translate.glossary), folder, ())))
+    return sha256_json(identities)

@@ -121,15 +121,15 @@ def made_up_manifest(**changed):
 
 
 def made_up_samples(**changed):
-    """Samples with a visible change, one the eye cannot see, and one of which only the end is shown."""
+    """Samples with a change one sees, one the eye cannot see, and one of which only the end is shown."""
     visible = [{**HINDI[0], "content": "स्वतंत्रता दिवस कब है  ?"}, HINDI[1]]
-    nukta = [{"role": "user", "content": "ऩमक कितना?"}]
-    split_nukta = [{"role": "user", "content": "ऩमक कितना?"}]
+    nukta = [{"role": "user", "content": "\u0928\u093cमक कितना?"}]
+    composed = [{"role": "user", "content": "\u0929मक कितना?"}]
     return {
         "steps": {
             "text": [
                 {"row_id": "made-up/hi/1", "language": "hi-Deva", "before": visible, "after": HINDI},
-                {"row_id": "made-up/hi/2", "language": "hi-Deva", "before": split_nukta, "after": nukta},
+                {"row_id": "made-up/hi/2", "language": "hi-Deva", "before": composed, "after": nukta},
             ],
             "pii": [{"row_id": "made-up/ur/3", "language": "ur-Arab", "after": URDU}],
         },

@@ -8,28 +8,15 @@ own test split look at all parts at once.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from data_recipes.artefact import UserError, sha256_file, sha256_json
 from data_recipes.chats.mask_audit import Problem, problem_lines
 from data_recipes.parts import contaminated, finishing, source_parts, stages
-from data_recipes.parts.part_files import (
-    LOCALE,
-    N_CANDIDATES,
-    TEACHER,
-    Part,
-    Summary,
-    lowest,
-    read_rows,
-    read_summary,
-)
+from data_recipes.parts.part_files import LOCALE, TEACHER, Part, read_rows, read_summary
 from data_recipes.parts.splitting import Shares
 from data_recipes.parts.stage_keys import (
-    NOT_FOR_LOCALE,
     PACKAGES,
     VERSIONS,
     code_hash,
@@ -38,7 +25,18 @@ from data_recipes.parts.stage_keys import (
     package_version,
     stage_options,
 )
+from data_recipes.parts.stage_runner import (
+    SIGNATURES,
+    Outcome,
+    Setting,
+    StageReport,
+    Waiting,
+    add_stage,
+    is_final,
+    run_waiting,
+)
 from data_recipes.parts.stages import PartTask
+from data_recipes.pii.surrogates import read_or_make_key
 from data_recipes.recipe import RecipeConfig
 from data_recipes.row_sources.source import open_source, source_identity
 from data_recipes.screening.duplicates import find_duplicates
@@ -47,67 +45,8 @@ from data_recipes.settings import settings_dict
 from data_recipes.steps import Rejected
 from data_recipes.translate.step import teacher_identity
 
-# (function, tasks, n_workers, name) -> results, in the order of the tasks
-Engine = Callable[..., list[Any]]
 # Faults of a chat template, not of a row: no row should be left out for them.
 TEMPLATE_FAULTS = ("untrained_stop", "prompt_trained", "other_opening")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where a build reads and writes, and what runs it; none of it changes the rows."""
-
-    recipe: RecipeConfig
-    name: str  # of the recipe, in messages
-    folder: Path  # the recipe's own: it reads files there
-    allowed: tuple[Path, ...]
-    work: Path
-    reply_cache: Path
-    key_file: Path  # of the surrogates
-    engine: Engine
-    n_workers: int
-    tokenizer: str = ""  # where the one that is counted with lies; "": none
-    tokenizer_name: str = ""
-    tokenizer_hash: str = ""
-
-
-@dataclass
-class StageReport:
-    """What a stage did."""
-
-    name: str
-    n_in: int = 0
-    n_out: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    n_made: int = 0
-    n_kept: int = 0
-    samples: list[Summary] = field(default_factory=list)
-
-    def add(self, summary: Summary) -> None:
-        """Count one part."""
-        self.rejected.update(summary["rejected"])
-        self.n_out += summary["n_out"]
-        self.n_in += summary["n_out"] + sum(summary["rejected"].values())
-        self.samples = lowest([*self.samples, *summary["samples"]], N_CANDIDATES)
-
-    def line(self) -> str:
-        """What is printed of it."""
-        why = ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.rejected.items()))
-        parts = f"{self.n_made} parts made, {self.n_kept} kept"
-        return f"{self.name:<13} {parts}: {self.n_in:,} rows in, {self.n_out:,} out" + (
-            f"; rejected: {why}" if why else ""
-        )
-
-
-@dataclass
-class Outcome:
-    """The finished parts, and what is known of the way there."""
-
-    parts: list[Part]
-    reports: list[StageReport] = field(default_factory=list)
-    summaries: list[Summary] = field(default_factory=list)  # of the finished parts
-    dropped: dict[str, int] = field(default_factory=dict)  # by the locale tasks
-    test_sets: dict[str, int] = field(default_factory=dict)
 
 
 def run_chain(setting: Setting) -> Outcome:
@@ -120,67 +59,36 @@ def run_chain(setting: Setting) -> Outcome:
     recipe = setting.recipe
     outcome = Outcome([])
     _sources(setting, outcome)
-    _stage(setting, outcome, "licences", recipe.licences)
-    refuse_build(_rejections(outcome, "licences"))
+    add_stage(setting, outcome, "licences", recipe.licences)
     if recipe.text:
-        _stage(setting, outcome, "text", recipe.text)
+        add_stage(setting, outcome, "text", recipe.text)
     if recipe.pii:
         _pii(setting, outcome)
+    if recipe.duplicates:
+        _sign(setting, outcome)
+    run_waiting(setting, outcome)
+    refuse_build(_rejections(outcome, "licences"))  # before anything is paid for
     if recipe.duplicates:
         _duplicates(setting, outcome)
     if recipe.translate:
         _translate(setting, outcome)
+    run_waiting(setting, outcome)
     if recipe.contamination:
         _contamination(setting, outcome)
     if is_on(recipe, "chat"):
-        _chat(setting, outcome)
+        assert setting.tokenizer is not None, "the stage is on when the recipe names one"
+        add_stage(
+            setting,
+            outcome,
+            "chat",
+            stages.ChatSetting(recipe.chat, setting.tokenizer),
+            setting.tokenizer_hash,
+        )
     _finish(setting, outcome)
+    run_waiting(setting, outcome)
+    outcome.summaries = [summary for part in outcome.parts if (summary := read_summary(part))]
+    _refuse_template(setting, outcome)
     return outcome
-
-
-def _stage(
-    setting: Setting,
-    outcome: Outcome,
-    stage: str,
-    options: Any,
-    reads: Any = None,
-    *,
-    function: Callable[[PartTask], Summary] = stages.run_stage,
-    n_workers: int | None = None,
-) -> None:
-    """Take all parts through a stage. `options` is for all of them, or a list with one for each part."""
-    report = StageReport(stage)
-    made = made_by(setting.recipe, stage, reads)
-    each = options if isinstance(options, list) else [options] * len(outcome.parts)
-    takes = [not (part.is_locale and stage in NOT_FOR_LOCALE) for part in outcome.parts]
-    afters = [
-        part.after(stage, made) if own else part for part, own in zip(outcome.parts, takes, strict=True)
-    ]
-    tasks = [
-        PartTask(part, after, option)
-        for part, after, option, own in zip(outcome.parts, afters, each, takes, strict=True)
-        if own and not is_final(after)
-    ]
-    setting.engine(function, tasks, n_workers or setting.n_workers, stage)
-    parts = []
-    for after, own in zip(afters, takes, strict=True):
-        if own:
-            summary = read_summary(after)
-            assert summary is not None, "the stage has made it"
-            report.add(summary)
-            if not summary["is_final"]:  # what is made of it must be made again with it
-                after = replace(after, salt=sha256_file(after.rows))
-        parts.append(after)
-    outcome.parts, report.n_made, report.n_kept = parts, len(tasks), sum(takes) - len(tasks)
-    outcome.reports.append(report)
-    if any(takes):
-        print(report.line(), flush=True)
-
-
-def is_final(part: Part) -> bool:
-    """Whether a part is whole and need not be made again."""
-    summary = read_summary(part)
-    return summary is not None and summary.get("is_final", True)
 
 
 def _sources(setting: Setting, outcome: Outcome) -> None:
@@ -217,12 +125,10 @@ def _sources(setting: Setting, outcome: Outcome) -> None:
 
 
 def _rejections(outcome: Outcome, stage: str) -> list[Rejected]:
-    if not outcome.reports[-1].rejected:
-        return []
     return [
         Rejected(**values)
-        for part in outcome.parts
-        if part.stage == stage
+        for part in outcome.made.get(stage, [])
+        if (read_summary(part) or {}).get("rejected")
         for values in read_rows(Path(f"{part.name}.rejected.jsonl"))
     ]
 
@@ -232,54 +138,62 @@ def _pii(setting: Setting, outcome: Outcome) -> None:
     assert options is not None
     reads = None
     if options.action == "surrogate":
-        stages.read_or_make_key(setting.key_file)  # made here, once, before several workers ask for it
+        read_or_make_key(setting.key_file)  # made here, once, before several workers ask for it
         reads = sha256_json(sha256_file(setting.key_file))  # another key gives other surrogates
-    _stage(setting, outcome, "pii", stages.PiiSetting(options, str(setting.key_file)), reads)
+    add_stage(setting, outcome, "pii", stages.PiiSetting(options, str(setting.key_file)), reads)
+
+
+def _sign(setting: Setting, outcome: Outcome) -> None:
+    """Let the parts wait for their signatures, unless it is known already which rows go."""
+    own, reads = _compared(outcome)
+    made = made_by(setting.recipe, "duplicates", reads)
+    if all(is_final(part.after("duplicates", made)) for part in own):
+        return
+    made = made_by(setting.recipe, "duplicates")
+    steps = [PartTask(part, part.after(SIGNATURES, made), setting.recipe.duplicates) for part in own]
+    outcome.waiting.append(Waiting(SIGNATURES, steps))
+
+
+def _compared(outcome: Outcome) -> tuple[list[Part], str]:
+    """The parts that are searched for duplicates, and one hash of them: a row's twin may be in any part."""
+    own = [part for part in outcome.parts if not part.is_locale]
+    return own, sha256_json([part.key for part in own])
 
 
 def _duplicates(setting: Setting, outcome: Outcome) -> None:
     options = setting.recipe.duplicates
     assert options is not None
-    own = [part for part in outcome.parts if not part.is_locale]
-    made = made_by(setting.recipe, "duplicates")
-    signed = [part.after("signatures", made) for part in own]
-    waiting = [
-        PartTask(part, after, options) for part, after in zip(own, signed, strict=True) if not is_final(after)
-    ]
-    reads = sha256_json([one.key for one in own])  # a row that goes may have its twin in any part
-    outcome_is_known = all(
-        is_final(part.after("duplicates", made_by(setting.recipe, "duplicates", reads))) for part in own
-    )
+    own, reads = _compared(outcome)
+    signed = outcome.made.get(SIGNATURES, [])
     found: dict[str, Any] = {}
-    if not outcome_is_known:
-        setting.engine(stages.sign_part, waiting, setting.n_workers, "signatures")
-        files = [stages.signature_file(part) for part in signed]
+    if signed:
         rows = (row for part in own for row in read_rows(part.rows))
-        if files:
-            found = find_duplicates(files, lambda: rows, options)
+        found = find_duplicates([stages.signature_file(part) for part in signed], lambda: rows, options)
     settings = []
     signatures = iter(signed)
     for part in outcome.parts:
-        ids = [] if part.is_locale else (read_summary(next(signatures)) or {"ids": []})["ids"]
+        ids = [] if part.is_locale or not signed else (read_summary(next(signatures)) or {})["ids"]
         of_part = tuple((i, found[i].kind, found[i].kept) for i in ids if i in found)
         settings.append(stages.DuplicateSetting(options, of_part))
-    _stage(setting, outcome, "duplicates", settings, reads)
+    add_stage(setting, outcome, "duplicates", settings, reads)
 
 
 def _translate(setting: Setting, outcome: Outcome) -> None:
     options = setting.recipe.translate
     assert options is not None
-    identity = teacher_identity(options)
     is_free = options.teacher == "glossary"
+    if not is_free:
+        run_waiting(setting, outcome)
     cache = ":memory:" if is_free else str(setting.reply_cache)
+    add_stage(
+        setting, outcome, "translate", stages.TranslateSetting(options, cache), teacher_identity(options)
+    )
     # What waits for a server, or holds a model, is not made faster by more processes.
-    n_workers = None if is_free else 1
-    task = stages.TranslateSetting(options, cache)
-    _stage(setting, outcome, "translate", task, identity, n_workers=n_workers)
+    run_waiting(setting, outcome, None if is_free else 1)
     if n := outcome.reports[-1].rejected[TEACHER]:
         print(
-            f"translate     {n:,} rows have no reply of the teacher: run the same command again, which asks for "
-            "these alone",
+            f"translate     {n:,} rows have no reply of the teacher: run the same command again, which asks "
+            "for these alone",
             flush=True,
         )
 
@@ -316,20 +230,22 @@ def _contamination(setting: Setting, outcome: Outcome) -> None:
         if not Path(own).exists():
             rows = (row for part in outcome.parts if not part.is_locale for row in read_rows(part.rows))
             contaminated.write_own_index(Path(own), contaminated.own_texts(rows, of_rows, options), options)
-    _stage(setting, outcome, "contamination", contaminated.ContaminationSetting(named, own, of_rows), reads)
+    add_stage(
+        setting, outcome, "contamination", contaminated.ContaminationSetting(named, own, of_rows), reads
+    )
 
 
-def _chat(setting: Setting, outcome: Outcome) -> None:
+def _refuse_template(setting: Setting, outcome: Outcome) -> None:
+    """Raise when the chat template does not fit: no row is left out for a fault that is not its own."""
     config = setting.recipe.chat
-    task = stages.ChatSetting(config, setting.tokenizer)
-    _stage(setting, outcome, "chat", task, setting.tokenizer_hash)
     faults = [
         Problem(found.reason, found.row_id, found.detail)
         for found in _rejections(outcome, "chat")
         if found.reason in TEMPLATE_FAULTS
     ]
     if faults:
-        lines = problem_lines(faults, outcome.reports[-1].n_in, config.max_length_tokens)
+        n_rows = next(report.n_in for report in outcome.reports if report.name == "chat")
+        lines = problem_lines(faults, n_rows, config.max_length_tokens)
         raise UserError(
             "\n  ".join([f"the chat template of {config.tokenizer} does not fit the rows:", *lines])
         )
@@ -337,12 +253,9 @@ def _chat(setting: Setting, outcome: Outcome) -> None:
 
 def _finish(setting: Setting, outcome: Outcome) -> None:
     recipe = setting.recipe
-    task = finishing.FinishSetting(
-        recipe.languages, shares(recipe), setting.tokenizer, recipe.chat.revision, recipe.chat.thinking
-    )
+    task = finishing.FinishSetting(recipe.languages, shares(recipe), setting.tokenizer, recipe.chat.thinking)
     reads = [recipe.languages, setting.tokenizer_hash, recipe.chat.thinking]
-    _stage(setting, outcome, "finish", task, reads, function=finishing.finish_part_task)
-    outcome.summaries = [summary for part in outcome.parts if (summary := read_summary(part))]
+    add_stage(setting, outcome, "finish", task, reads)
 
 
 def steps_of(outcome: Outcome, recipe: RecipeConfig) -> list[dict[str, Any]]:

@@ -3,16 +3,16 @@
 Reads an index of each, made once and kept as a file in the working folder; what is held in memory grows with
 the test texts and not with the rows. Rows of the test split pass: they are the test.
 
-The own test split is compared conversation by conversation (question and answer together), since the answers
-of one phrasing share most of their question; long questions and answers of rows that follow no phrasing are
-compared alone as well.
+The own test split is compared conversation by conversation (question and answer together), of rows that ask
+for a translation without their phrasing, which all of them share. Long questions and answers of other rows
+are compared alone as well.
 """
 
 from __future__ import annotations
 
 import itertools
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -76,7 +76,7 @@ def own_texts(rows: Iterable[Row], shares: Shares, options: ContaminationOptions
                         yield from (text for _, text in contents(made) if _is_long(text, options))
 
 
-def write_index(path: Path, texts: dict[str, Iterable[str]], options: ContaminationOptions) -> None:
+def write_index(path: Path, texts: Mapping[str, Iterable[str]], options: ContaminationOptions) -> None:
     """Write the index of named texts to a file.
 
     Raises:
@@ -105,13 +105,16 @@ def n_texts(path: str) -> dict[str, int]:
 def _outside_own(row: Row, index: TestSets) -> Row | Rejected:
     for who, made in (("", row), ("parent ", row.get("parent"))):
         if isinstance(made, dict) and "messages" in made:
-            texts = [_conversation(made), *(text for _, text in contents(made))]
-            if contact := find_contact(texts, index):
+            alone = [] if "pair" in row else [text for _, text in contents(made)]
+            if contact := find_contact([_conversation(made), *alone], index):
                 return Rejected(str(row["id"]), NAME, f"{who}in {OWN}", f"{contact.form} form, {contact.how}")
     return row
 
 
 def _conversation(row: dict[str, Any]) -> str:
+    """All that was said; of a row that asks for a translation without the phrasing, which all share."""
+    if "pair" in row:
+        return f"{row['pair']['english']}\n{contents(row)[-1][1]}"
     return "\n".join(text for _, text in contents(row))
 
 

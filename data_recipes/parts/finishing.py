@@ -13,13 +13,13 @@ from typing import Any
 
 from data_recipes.chats.chat_template import ChatTemplate, message_texts
 from data_recipes.chats.mask_audit import audited_mask
-from data_recipes.dataset import as_record
 from data_recipes.languages import language
 from data_recipes.parts.part_files import Summary, draw, finish_part, read_rows, root_id, write_part
 from data_recipes.parts.splitting import Shares, split_of_row
 from data_recipes.parts.stages import PartTask
-from data_recipes.parts.tokenizers import load_template, load_tokenizer
+from data_recipes.parts.tokenizers import Tokenizer, load_template, load_tokenizer
 from data_recipes.pii.step import count_pii
+from data_recipes.records import as_record
 from data_recipes.steps import Rejected, Row
 from data_recipes.tasks import REFERENCE, canonical
 from data_recipes.writing.graphemes import graphemes, words
@@ -30,12 +30,11 @@ N_SHOWN = 3  # rows of each written form in samples.json
 
 @dataclass(frozen=True)
 class FinishSetting:
-    """How source rows are split and named, and the tokenizer to count with ("": none)."""
+    """How source rows are split and named, and the tokenizer to count with."""
 
     target_languages: tuple[str, ...]
     shares: Shares
-    tokenizer: str
-    revision: str | None
+    tokenizer: Tokenizer | None
     thinking: bool | None
 
 
@@ -86,10 +85,10 @@ class Counts:
     """Sums over the rows of a part."""
 
     def __init__(self, setting: FinishSetting) -> None:
-        self._tokenizer = load_tokenizer(setting.tokenizer, setting.revision) if setting.tokenizer else None
+        self._tokenizer = load_tokenizer(setting.tokenizer) if setting.tokenizer else None
         self._template: ChatTemplate | None = None
-        if self._tokenizer is not None and self._tokenizer.chat_template:
-            self._template = load_template(setting.tokenizer, setting.revision, setting.thinking)
+        if setting.tokenizer and self._tokenizer is not None and self._tokenizer.chat_template:
+            self._template = load_template(setting.tokenizer, setting.thinking)
         self._n_rows: Counter[str] = Counter()
         self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._languages: defaultdict[str, Counter[str]] = defaultdict(Counter)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from data_recipes.artefact import SCHEMA, UserError
-from data_recipes.parts.chain import Outcome, Setting, StageReport, steps_of
+from data_recipes.parts.chain import steps_of
 from data_recipes.parts.finishing import N_SHOWN
 from data_recipes.parts.part_files import lowest
 from data_recipes.parts.stage_keys import locked_packages
+from data_recipes.parts.stage_runner import Outcome, Setting, StageReport
 from data_recipes.recipe import RecipeConfig
 from data_recipes.row_sources.source import source_identity
 from data_recipes.screening.comparison import KEY
@@ -238,9 +239,9 @@ def _translation(outcome: Outcome, recipe: RecipeConfig) -> dict[str, Any] | Non
 
 
 def _tokenizer(setting: Setting) -> dict[str, str] | None:
-    if not setting.tokenizer:
+    if setting.tokenizer is None:
         return None
-    return {"name": setting.tokenizer_name, "sha256": setting.tokenizer_hash}
+    return {"name": setting.tokenizer.name, "sha256": setting.tokenizer_hash}
 
 
 def _masks(outcome: Outcome) -> dict[str, int] | None:

@@ -110,7 +110,7 @@ def write_part(part: Part, made: Iterable[Row | Rejected], before: Part | None =
                 continue
             n_out += 1
             rows.write(line_of(row))
-            if before is not None and _was_changed(row):
+            if before is not None and _was_changed(row, part.stage):
                 _keep_lowest(samples, row)
         for file in (rows, rejected):
             file.flush()
@@ -145,9 +145,12 @@ def lowest(samples: Iterable[Summary], n: int) -> list[Summary]:
     return heapq.nsmallest(n, samples, key=lambda sample: (draw(sample["root"]), sample["row_id"]))
 
 
-def _was_changed(row: Row) -> bool:
-    """Whether the last step changed the text, by its own count; one that counts nothing makes rows anew."""
-    checks = row["transforms"][-1]["checks"] if row.get("transforms") else {}
+def _was_changed(row: Row, stage: str) -> bool:
+    """Whether the stage changed the text, by its own count; a step that counts nothing makes rows anew."""
+    last = row["transforms"][-1] if row.get("transforms") else {"name": "", "checks": {}}
+    if last["name"] not in (stage, "control_tokens"):
+        return False
+    checks = last["checks"]
     counts = [checks[name] for name in ("changes", "found", "changed") if name in checks]
     return bool(counts[0]) if counts else True
 

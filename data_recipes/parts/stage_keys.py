@@ -56,7 +56,7 @@ PACKAGES = {
 def stage_options(recipe: RecipeConfig, stage: str) -> Any:
     """Return the section of the recipe that a stage follows, as plain JSON; None where it is left out."""
     if stage == "sources":
-        return [settings_dict(source) for source in recipe.sources]
+        return {"n_sources": len(recipe.sources), "tasks": list(recipe.tasks if recipe.languages else ())}
     if stage == "finish":
         return {name: getattr(recipe, name) for name in ("validation_share", "test_share", "seed")}
     return settings_dict(getattr(recipe, stage))

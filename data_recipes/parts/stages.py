@@ -6,6 +6,7 @@ of test sets, a tokenizer) is read once a process.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from data_recipes.chats.control_tokens import without_control_tokens
 from data_recipes.chats.mask_audit import audited_mask
 from data_recipes.parts.contaminated import outside_test_texts
 from data_recipes.parts.part_files import Part, Summary, finish_part, read_rows, write_part
-from data_recipes.parts.tokenizers import load_template
+from data_recipes.parts.tokenizers import Tokenizer, load_template
 from data_recipes.pii.step import PiiOptions, remove_pii
 from data_recipes.pii.surrogates import read_or_make_key
 from data_recipes.recipe import ChatConfig
@@ -60,10 +61,10 @@ class TranslateSetting:
 
 @dataclass(frozen=True)
 class ChatSetting:
-    """The tokenizer's place and what holds for the rows."""
+    """The tokenizer and what holds for the rows."""
 
     config: ChatConfig
-    tokenizer: str
+    tokenizer: Tokenizer
 
 
 def run_stage(task: PartTask) -> Summary:
@@ -120,12 +121,26 @@ def _duplicates(rows: Iterable[Row], setting: DuplicateSetting) -> Iterator[Row 
 
 
 def _translate(rows: Iterable[Row], setting: TranslateSetting) -> Iterator[Row | Rejected]:
+    """Translate the rows in the source language; those in others, as of a catalogue, pass in their place."""
+    order: deque[Row | None] = deque()  # None stands for a row that is being translated
+
+    def in_source_language() -> Iterator[Row]:
+        for row in rows:
+            is_source = row["language"] == setting.options.source
+            order.append(None if is_source else row)
+            if is_source:
+                yield row
+
     with ReplyCache(setting.cache) as replies, open_teacher(setting.options, replies) as teacher:
-        yield from translate_rows(rows, setting.options, teacher, replies)
+        for made in translate_rows(in_source_language(), setting.options, teacher, replies):
+            while (other := order.popleft()) is not None:
+                yield other
+            yield made
+    yield from (row for row in order if row is not None)
 
 
 def _chat(rows: Iterable[Row], setting: ChatSetting) -> Iterator[Row | Rejected]:
-    template = load_template(setting.tokenizer, setting.config.revision, setting.config.thinking)
+    template = load_template(setting.tokenizer, setting.config.thinking)
     for row in without_control_tokens(rows, template, setting.config.control_tokens):
         if not isinstance(row, Rejected):
             _, problems = audited_mask(template, row, setting.config.max_length_tokens)

@@ -53,7 +53,9 @@ def render_data_report(manifest: Mapping[str, Any], samples: Mapping[str, Any]) 
         licences=facts.licences(manifest),
         left_out=facts.left_out(manifest),
         personal=personal_rows(manifest),
-        step_samples={name: [_compared(one) for one in found] for name, found in samples["steps"].items()},
+        step_samples={
+            name: [_compared(name, one) for one in found] for name, found in samples["steps"].items()
+        },
         row_samples=[_shown(row) for row in samples["rows"]],
     )
 
@@ -103,18 +105,21 @@ def personal_rows(manifest: Mapping[str, Any]) -> list[tuple[str, int, list[tupl
     return [(kind, sum(by.values()), by_count[kind]) for kind, by in sorted(found.items())]
 
 
-def _compared(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """A row before and after a step, message by message; `before` is missing where it must not be shown."""
-    before, after = sample.get("before"), sample.get("after") or []
+def _compared(step: str, sample: Mapping[str, Any]) -> dict[str, Any]:
+    """A row before and after a step, message by message; what stood before the removal of personal data is
+    never shown.
+    """
+    before, after = None if step == "pii" else sample.get("before"), sample.get("after") or []
     pairs = []
     for old, new in list(zip_longest(before or [], after))[:MAX_MESSAGES]:
         old_text, new_text = message_text(old), message_text(new)
-        role = str((new or old or {}).get("role", ""))
-        if before is None:
-            pairs.append({"role": role, "after": new_text, "old": None, "new": None})
-        elif old_text != new_text:
+        if before is not None and old_text == new_text:
+            continue
+        pair: dict[str, Any] = {"role": str((new or old or {}).get("role", "")), "after": cut_text(new_text)}
+        if before is not None:
             left, right = text_difference(old_text, new_text)
-            pairs.append({"role": role, "after": new_text, "old": left, "new": right})
+            pair |= {"before": cut_text(old_text), "old": left, "new": right}
+        pairs.append(pair)
     return {
         "row_id": str(sample["row_id"]),
         "tag": _tag(sample),
@@ -131,7 +136,8 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
         "tag": _tag(row),
         "facts": {name: row[name] for name in named if row.get(name)},
         "messages": [
-            {"role": str(one.get("role", "")), "text": message_text(one)} for one in messages[:MAX_MESSAGES]
+            {"role": str(one.get("role", "")), "text": cut_text(message_text(one))}
+            for one in messages[:MAX_MESSAGES]
         ],
         "n_hidden": max(0, len(messages) - MAX_MESSAGES),
     }

@@ -117,12 +117,13 @@ def language_codes(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def form_name(tag: str) -> str:
-    """Return the English name of a form: "Hindi, Devanagari", "Hindi, romanised"; of a language, its name."""
+    """Return the English name of a form: "Hindi, Devanagari", "Hindi, romanised", "Tamil"; of a language, its
+    name.
+    """
     code, _, script = tag.partition("-")
     name = LANGUAGES[code].name if code in LANGUAGES else code
-    if not script or (script == "Latn" and code == "en"):
-        return name
-    return f"{name}, {'romanised' if script == 'Latn' else _script_names().get(script, script)}"
+    written = "romanised" if script == "Latn" else _script_names().get(script, script)
+    return name if written in ("", name) or tag == "en-Latn" else f"{name}, {written}"
 
 
 def title(manifest: Mapping[str, Any]) -> str:
@@ -150,4 +151,5 @@ def personal_data(manifest: Mapping[str, Any]) -> dict[str, dict[str, int]] | No
 def _script_names() -> dict[str, str]:
     from babel import Locale
 
-    return dict(Locale("en").scripts)
+    # Unicode's name of the script; CLDR's "Bangla" would stand beside the language's "Bengali".
+    return {**Locale("en").scripts, "Beng": "Bengali"}

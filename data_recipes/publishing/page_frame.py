@@ -21,6 +21,8 @@ COLOURS = {
 }
 MAX_SHOWN_GRAPHEMES = 240
 MAX_SHOWN_BYTES = 3000  # one grapheme may hold any number of signs
+_LETTER = regex.compile(r"\p{L}")
+_RIGHT_TO_LEFT = regex.compile(r"(?=\p{L})[\p{Script=Arab}\p{Script=Hebr}]")
 
 
 def page_environment(folder: Path) -> Environment:
@@ -53,10 +55,8 @@ def language_attributes(text: str, tag: str) -> Markup:
     direction goes by what most of its letters are.
     """
     script = tag.partition("-")[2]
-    letters = regex.findall(r"\p{L}", text)
-    own = regex.compile(rf"\p{{Script={script}}}") if script else None
-    in_script = own is not None and any(own.match(letter) for letter in letters)
-    n_right_to_left = sum(bool(regex.match(r"[\p{Script=Arab}\p{Script=Hebr}]", one)) for one in letters)
-    direction = "rtl" if 2 * n_right_to_left > len(letters) else "ltr"
+    in_script = bool(script and regex.search(rf"(?=\p{{L}})\p{{Script={script}}}", text))
+    n_right_to_left = len(_RIGHT_TO_LEFT.findall(text))
+    direction = "rtl" if 2 * n_right_to_left > len(_LETTER.findall(text)) else "ltr"
     lang = Markup('lang="{}" ').format(tag) if in_script else Markup("")
     return lang + Markup('dir="{}"').format(direction)

@@ -14,9 +14,9 @@ import regex
 
 from data_recipes.writing.graphemes import graphemes
 
-MAX_COMPARED_CHARACTERS = 4000
-N_AROUND = 16  # pieces (words, spaces, signs) shown around a change
-MAX_PIECES = 200  # shown of a text
+MAX_READ_CHARACTERS = 5_000
+MAX_COMPARED_PIECES = 100  # words, spaces, signs; the matcher's worst case is cubic
+N_AROUND = 16  # pieces shown around a change
 MAX_CODE_POINTS = 12  # told of one piece
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]")
 _INVISIBLE = regex.compile(r"[\p{Cc}\p{Cf}\p{Zs}--[\n\t ]]", flags=regex.V1)
@@ -31,6 +31,9 @@ class Piece:
     code_points: str = ""
 
 
+GAP = Piece("gap", " … ")
+
+
 def split_pieces(text: str) -> list[str]:
     """Return words, white space and single other graphemes; joined they are the text."""
 
@@ -43,24 +46,20 @@ def split_pieces(text: str) -> list[str]:
 def text_difference(before: str, after: str) -> tuple[list[Piece], list[Piece]]:
     """Return both texts as pieces with what differs marked; long equal stretches are gaps.
 
-    Texts are compared as far as they are shown: the first 4,000 characters.
+    Texts are compared as far as they are shown: of a stretch that begins and ends with a change, the first
+    100 pieces.
     """
-    old, new = (split_pieces(text[:MAX_COMPARED_CHARACTERS]) for text in (before, after))
-    steps = SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
-    left: list[Piece] = []
-    right: list[Piece] = []
-    for number, (tag, a, b, c, d) in enumerate(steps):
-        if tag == "equal":
-            run = _same(old[a:b], first=number == 0, last=number == len(steps) - 1)
-            left += run
-            right += run
-            continue
-        gone, come = "".join(old[a:b]), "".join(new[c:d])
-        hidden = _looks_alike(gone, come)
-        left += _changed(gone, hidden)
-        right += _changed(come, hidden)
-    cut = len(before) > MAX_COMPARED_CHARACTERS or len(after) > MAX_COMPARED_CHARACTERS
-    return _limited(left, cut), _limited(right, cut)
+    old, new = (split_pieces(text[:MAX_READ_CHARACTERS]) for text in (before, after))
+    cut = max(len(before), len(after)) > MAX_READ_CHARACTERS
+    n_head = _n_alike(old, new)
+    n_tail = 0 if cut else _n_alike(old[n_head:][::-1], new[n_head:][::-1])
+    head, tail = old[:n_head], old[len(old) - n_tail :]
+    old, new = (pieces[n_head : len(pieces) - n_tail] for pieces in (old, new))
+    if max(len(old), len(new)) > MAX_COMPARED_PIECES:
+        old, new, tail, cut = old[:MAX_COMPARED_PIECES], new[:MAX_COMPARED_PIECES], [], True
+    left, right = _compared(old, new)
+    around = _end_of(head), [GAP] if cut else _start_of(tail)
+    return [*around[0], *left, *around[1]], [*around[0], *right, *around[1]]
 
 
 def code_points(text: str) -> str:
@@ -69,23 +68,44 @@ def code_points(text: str) -> str:
     return " ".join(listed) + (" …" if len(text) > MAX_CODE_POINTS else "")
 
 
-def _same(pieces: list[str], first: bool, last: bool) -> list[Piece]:
-    head, tail = (0 if first else N_AROUND), (0 if last else N_AROUND)
-    if first and last:
-        head = MAX_PIECES
-    if len(pieces) <= head + tail + 1:
-        return [Piece("same", "".join(pieces))]
-    start = [Piece("same", "".join(pieces[:head]))] if head else []
-    end = [Piece("same", "".join(pieces[-tail:]))] if tail else []
-    return [*start, Piece("gap", " … "), *end]
+def _compared(old: list[str], new: list[str]) -> tuple[list[Piece], list[Piece]]:
+    left: list[Piece] = []
+    right: list[Piece] = []
+    for tag, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        gone, come = "".join(old[a:b]), "".join(new[c:d])
+        if tag == "equal":
+            run = [Piece("same", gone)]
+            if b - a > 2 * N_AROUND:
+                run = [*_start_of(old[a:b]), *_end_of(old[a:b])[1:]]
+            left += run
+            right += run
+            continue
+        hidden = _looks_alike(gone, come)
+        left += _changed(gone, hidden)
+        right += _changed(come, hidden)
+    return left, right
+
+
+def _n_alike(one: list[str], other: list[str]) -> int:
+    """How many pieces are the same from the start."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _start_of(pieces: list[str]) -> list[Piece]:
+    if len(pieces) <= N_AROUND:
+        return [Piece("same", "".join(pieces))] if pieces else []
+    return [Piece("same", "".join(pieces[:N_AROUND])), GAP]
+
+
+def _end_of(pieces: list[str]) -> list[Piece]:
+    if len(pieces) <= N_AROUND:
+        return [Piece("same", "".join(pieces))] if pieces else []
+    return [GAP, Piece("same", "".join(pieces[-N_AROUND:]))]
 
 
 def _changed(text: str, hidden: bool) -> list[Piece]:
-    if not text:
-        return []
-    shown = split_pieces(text)
-    short = text if len(shown) <= MAX_PIECES else "".join(shown[:MAX_PIECES]) + "…"
-    return [Piece("changed", short, code_points(text) if hidden else "")]
+    return [Piece("changed", text, code_points(text) if hidden else "")] if text else []
 
 
 def _looks_alike(one: str, other: str) -> bool:
@@ -95,8 +115,3 @@ def _looks_alike(one: str, other: str) -> bool:
         return _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
 
     return seen(one) == seen(other)
-
-
-def _limited(pieces: list[Piece], cut: bool) -> list[Piece]:
-    kept = pieces[:MAX_PIECES]
-    return [*kept, Piece("gap", " … ")] if cut or len(pieces) > MAX_PIECES else kept

@@ -108,9 +108,10 @@ def _setting(recipe: RecipeConfig, path: Path, output: Path, options: BuildOptio
         raise UserError(f"--work {work} is inside the dataset's folder {output}; choose a folder beside it")
     if options.engine not in ENGINES:
         raise UserError(f"there is no engine {options.engine!r}: use {' or '.join(ENGINES)}")
-    if recipe.translate is not None and recipe.translate.glossary is not None:
-        glossary = allowed_path(str(recipe.translate.glossary), folder, options.allowed)
-        recipe = replace(recipe, translate=replace(recipe.translate, glossary=glossary))
+    translate = recipe.translate
+    if translate is not None and translate.glossary is not None:
+        glossary = allowed_path(str(translate.glossary), folder, options.allowed)
+        translate = replace(translate, glossary=glossary)
     tokenizer = options.tokenizer
     if name := recipe.chat.tokenizer:
         is_folder = name.startswith((".", "/"))
@@ -126,6 +127,7 @@ def _setting(recipe: RecipeConfig, path: Path, output: Path, options: BuildOptio
         key_file=work.with_name(f"{output.name}.pii-key"),
         engine=_engine(options, work),
         n_workers=options.n_workers,
+        translate=translate,
         tokenizer=tokenizer,
         tokenizer_hash=tokenizer_hash(tokenizer) if tokenizer else "",
     )

@@ -179,7 +179,7 @@ def _duplicates(setting: Setting, outcome: Outcome) -> None:
 
 
 def _translate(setting: Setting, outcome: Outcome) -> None:
-    options = setting.recipe.translate
+    options = setting.translate
     assert options is not None
     is_free = options.teacher == "glossary"
     if not is_free:

@@ -52,7 +52,7 @@ def manifest_body(setting: Setting, outcome: Outcome, content_hash: str) -> dict
         "steps": steps_of(outcome, recipe),
         "pii": _by_name(found, "pii") if recipe.pii else {},
         "mix": None,
-        "translation": _translation(outcome, recipe),
+        "translation": _translation(outcome, setting),
         "test_sets": outcome.test_sets,
         "tokenizer": _tokenizer(setting),
         "masks": _masks(outcome),
@@ -120,7 +120,7 @@ def lock_body(setting: Setting, outcome: Outcome | None, content_hash: str) -> d
         "packages": locked_packages(),
         "comparison": KEY,
         "tokenizer": _tokenizer(setting),
-        "teacher": teacher_identity(recipe.translate) if recipe.translate else None,
+        "teacher": teacher_identity(setting.translate) if setting.translate else None,
     }
     if outcome is not None:
         steps = steps_of(outcome, recipe)
@@ -224,14 +224,15 @@ def _ratio(n_tokens: int | None, n: int) -> float | None:
     return round(n_tokens / n, 4) if n_tokens is not None and n else None
 
 
-def _translation(outcome: Outcome, recipe: RecipeConfig) -> dict[str, Any] | None:
-    if recipe.translate is None:
+def _translation(outcome: Outcome, setting: Setting) -> dict[str, Any] | None:
+    options = setting.translate
+    if options is None:
         return None
     report = next(report for report in outcome.reports if report.name == "translate")
     return {
-        "teacher": teacher_identity(recipe.translate),
-        "source": recipe.translate.source,
-        "target": recipe.translate.target,
+        "teacher": teacher_identity(options),
+        "source": options.source,
+        "target": options.target,
         "n_in": report.n_in,
         "n_accepted": report.n_out,
         "rejected": dict(sorted(report.rejected.items())),

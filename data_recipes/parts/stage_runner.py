@@ -19,6 +19,7 @@ from data_recipes.parts.stage_keys import NOT_FOR_LOCALE, made_by
 from data_recipes.parts.stages import PartTask
 from data_recipes.parts.tokenizers import Tokenizer
 from data_recipes.recipe import RecipeConfig
+from data_recipes.translate.options import TranslateOptions
 
 SIGNATURES = "signatures"  # what waits for the search of duplicates; not a stage of rows
 # (function, tasks, n_workers, name) -> results, in the order of the tasks
@@ -38,6 +39,7 @@ class Setting:
     key_file: Path  # of the surrogates
     engine: Engine
     n_workers: int
+    translate: TranslateOptions | None  # the recipe's, with the place of its glossary on this machine
     tokenizer: Tokenizer | None = None  # that is counted with
     tokenizer_hash: str = ""
 

@@ -1,10 +1,8 @@
 """The tasks of a stage on a cluster of two nodes: each a process of its own, and they meet in a folder."""
 
 import glob
-import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,19 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from data_recipes.artefact import (
-    UserError,
-    file_hashes,
-    read_artefact,
-    sha256_folder,
-    whole_file,
-    write_text,
-)
-from data_recipes.build import BuildOptions, build_dataset
+from data_recipes.artefact import UserError, sha256_folder, whole_file, write_text
 from data_recipes.parts import workers
 from data_recipes.parts.datatrove_engine import Cluster, run_parts
 from tests.test_workers import is_running
-from tests.throughput_rows import paragraph_rows
 
 ROOT = Path(__file__).parents[1]
 TWO_NODES = ("env NODE=one", "env NODE=two")
@@ -120,7 +109,10 @@ def test_a_fault_in_one_node_ends_the_other_and_is_one_message(
         run_parts(write_part, tasks, 1, cluster=cluster)
     kept = sorted(path.name for path in (tmp_path / "rows/parts").iterdir())
     assert kept == ["0.jsonl", "1.jsonl"]
-    # Not even the process that datatrove starts beside each of its own.
+    # Not even the process that datatrove starts beside each of its own; what was killed takes a moment.
+    until = time.monotonic() + 10
+    while processes_that_name(tmp_path / "shared") and time.monotonic() < until:
+        time.sleep(0.02)
     assert processes_that_name(tmp_path / "shared") == []
 
 
@@ -198,32 +190,3 @@ def test_two_nodes_of_ray_give_the_bytes_of_one_process(tmp_path: Path):
     assert "[0, 1, 2, 3, 4] {'1'}" in run.stdout
     assert r"UserError 'row 7 is half a character: \ud83d'" in run.stdout
     assert sha256_folder(tmp_path / "ray/parts") == sha256_folder(tmp_path / "alone/parts")
-
-
-RECIPE = {
-    "name": "cluster",
-    "languages": ["ta"],
-    "general_languages": ["en"],
-    "tasks": ["date"],
-    "train_rows_per_task": 12,
-    "validation_rows_per_task": 2,
-    "test_rows_per_task": 2,
-    "general_test_rows_per_task": 2,
-    "rows_per_part": 10,
-    "chat": {"tokenizer": "./tokenizer"},
-    "sources": [{"files": {"paths": ["rows.jsonl"], "licence": "BSD-3-Clause", "language": "hi"}}],
-}
-
-
-@pytest.mark.slow
-def test_a_whole_build_on_two_nodes_gives_the_bytes_of_one_process(tmp_path: Path):
-    (tmp_path / "recipe.yaml").write_text(json.dumps(RECIPE), encoding="utf-8")
-    lines = [json.dumps({"messages": row["messages"]}) for row in paragraph_rows(60)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    shutil.copytree(ROOT / "finetune/tiny_glm", tmp_path / "tokenizer")
-    alone = build_dataset(tmp_path / "recipe.yaml", tmp_path / "alone")
-    options = BuildOptions(engine="datatrove", nodes=TWO_NODES)
-    cluster = build_dataset(tmp_path / "recipe.yaml", tmp_path / "cluster", options=options)
-    manifest = read_artefact(cluster / "manifest.json", "dataset_manifest")
-    assert manifest["n_rows"]["train"] > 40 and manifest["pii"] and manifest["rejected"]["duplicates"]
-    assert file_hashes(cluster) == file_hashes(alone)

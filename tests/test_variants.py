@@ -81,7 +81,8 @@ def test_what_is_protected_stays_byte_for_byte() -> None:
     )
     assert made["messages"][1]["content"] == "theek hai."
     assert (made["id"], made["parent"], made["form"], made["script"]) == (
-        "row/1/romanised", {"id": "row/1", "messages": row(1, text, "ठीक है।")["messages"]}, "romanised", "Latn",
+        "row/1/romanised", {"id": "row/1", "messages": row(1, text, "ठीक है।")["messages"]},
+        "romanised", "Latn",
     )  # fmt: skip
     checks = made["transforms"][-1]["checks"]
     assert checks["words"] == 9 and checks["spans"] == 7
@@ -162,7 +163,10 @@ def test_a_row_without_another_form_stays_and_says_why() -> None:
         "unsupported: no romanisation of ur-Arab",
         "no word to write in another way",
     ]
-    assert all(found["form"] == "native" and found["id"] == case["id"] for found, case in zip(made, cases))
+    assert all(
+        found["form"] == "native" and found["id"] == case["id"]
+        for found, case in zip(made, cases, strict=True)
+    )
 
 
 def test_the_mix_is_measured_on_the_texts() -> None:

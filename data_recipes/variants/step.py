@@ -70,7 +70,7 @@ def drawn_form(row_id: str, options: VariantOptions) -> Form:
 def measured_form(row: Row, options: VariantOptions) -> Form:
     """Return the form of a row as its text shows it, whatever was drawn: by the words in Latin letters.
 
-    Nine in ten of the words in the messages of `options.roles`: romanised; one in ten: code-mixed; else native.
+    Nine in ten words in the messages of `options.roles`: romanised; one in ten: code-mixed; else native.
     """
     pairs = [_words(message) for message in row["messages"] if message["role"] in options.roles]
     n_latin, n_other = (sum(pair[side] for pair in pairs) for side in (0, 1))

@@ -61,7 +61,7 @@ def manifest_body(setting: Setting, outcome: Outcome, content_hash: str) -> dict
 
 
 def _mix(recipe: RecipeConfig, counts: Mapping[str, int]) -> dict[str, Any] | None:
-    """The shares of the forms of source rows: asked for, written, measured on the texts; and why some stayed."""
+    """The shares of the forms of source rows: asked for, written, measured; and why some rows stayed."""
     if recipe.variants is None:
         return None
     shares: dict[str, Any] = {"wanted": {form: getattr(recipe.variants, form) for form in FORMS}}

@@ -61,7 +61,10 @@ def manifest_body(setting: Setting, outcome: Outcome, content_hash: str) -> dict
 
 
 def _mix(recipe: RecipeConfig, counts: Mapping[str, int]) -> dict[str, Any] | None:
-    """The shares of the forms of source rows: asked for, written, measured; and why some rows stayed."""
+    """The shares of the forms of source rows: asked for, written, measured; and why some rows stayed.
+
+    Beside the shares the rows of each language by the form that was measured.
+    """
     if recipe.variants is None:
         return None
     shares: dict[str, Any] = {"wanted": {form: getattr(recipe.variants, form) for form in FORMS}}
@@ -70,7 +73,11 @@ def _mix(recipe: RecipeConfig, counts: Mapping[str, int]) -> dict[str, Any] | No
         n_rows = max(1, sum(of_form.values()))
         shares[side] = {form: round(n / n_rows, 4) for form, n in of_form.items()}
     kept = {name.removeprefix("kept: "): n for name, n in counts.items() if name.startswith("kept: ")}
-    return {**shares, "kept": kept}
+    languages: dict[str, dict[str, int]] = {}
+    for code, form in (name.split(" ") for name in sorted(counts) if name.count(" ") == 1):
+        if code not in ("written", "measured"):
+            languages.setdefault(code, {})[form] = counts[f"{code} {form}"]
+    return {**shares, "languages": languages, "kept": kept}
 
 
 def recipe_settings(recipe: RecipeConfig) -> dict[str, Any]:

@@ -61,10 +61,7 @@ def manifest_body(setting: Setting, outcome: Outcome, content_hash: str) -> dict
 
 
 def _mix(recipe: RecipeConfig, counts: Mapping[str, int]) -> dict[str, Any] | None:
-    """The shares of the forms of source rows: asked for, written, measured; and why some rows stayed.
-
-    Beside the shares the rows of each language by the form that was measured.
-    """
+    """The shares of the forms of source rows: asked for, written, measured; and why some rows stayed."""
     if recipe.variants is None:
         return None
     shares: dict[str, Any] = {"wanted": {form: getattr(recipe.variants, form) for form in FORMS}}
@@ -73,7 +70,7 @@ def _mix(recipe: RecipeConfig, counts: Mapping[str, int]) -> dict[str, Any] | No
         n_rows = max(1, sum(of_form.values()))
         shares[side] = {form: round(n / n_rows, 4) for form, n in of_form.items()}
     kept = {name.removeprefix("kept: "): n for name, n in counts.items() if name.startswith("kept: ")}
-    languages: dict[str, dict[str, int]] = {}
+    languages: dict[str, dict[str, int]] = {}  # rows by the form that was measured
     for code, form in (name.split(" ") for name in sorted(counts) if name.count(" ") == 1):
         if code not in ("written", "measured"):
             languages.setdefault(code, {})[form] = counts[f"{code} {form}"]

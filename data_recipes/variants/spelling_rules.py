@@ -7,6 +7,7 @@ were written by; `tests/romanised_unseen.yaml` measures how often they meet a co
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 BLOCKS = {
     "Deva": 0x900, "Beng": 0x980, "Guru": 0xA00, "Gujr": 0xA80, "Orya": 0xB00,
@@ -65,9 +66,9 @@ class Spelling:
     words: dict[str, str] = field(default_factory=dict)  # short words that everybody spells one way
 
 
-_NORTH = {"drops_last": True, "drops_inner": True}
-_SOUTH_LONG = {"ii": ("ee", "i", "ee"), "uu": ("oo", "u", "oo")}
-_CENTRE = {**_SOUTH_LONG, "aa": ("a", "a", "a"), "first_aa": "aa", "last_nasal": "m"}
+_NORTH: dict[str, Any] = {"drops_last": True, "drops_inner": True}
+_SOUTH_LONG: dict[str, Any] = {"ii": ("ee", "i", "ee"), "uu": ("oo", "u", "oo")}
+_CENTRE: dict[str, Any] = {**_SOUTH_LONG, "aa": ("a", "a", "a"), "first_aa": "aa", "last_nasal": "m"}
 _CLUSTER = {"जञ": "gy", "चछ": "cch", "चच": "cch"}
 SPELLINGS: dict[str, Spelling] = {
     "hi": Spelling(

@@ -70,8 +70,7 @@ def drawn_form(row_id: str, options: VariantOptions) -> Form:
 def measured_form(row: Row, options: VariantOptions) -> Form:
     """Return the form of a row as its text shows it, whatever was drawn: by the words in Latin letters.
 
-    Only prose counts, not code, links and the like. Nine in ten words in the messages of `options.roles`:
-    romanised; one in ten: code-mixed; else native.
+    Nine in ten words in the messages of `options.roles`: romanised; one in ten: code-mixed; else native.
     """
     pairs = [_words(message) for message in row["messages"] if message["role"] in options.roles]
     n_latin, n_other = (sum(pair[side] for pair in pairs) for side in (0, 1))
@@ -168,5 +167,5 @@ def _words(message: dict[str, Any]) -> tuple[int, int]:
     content = message.get("content")
     if not isinstance(content, str):
         return 0, 0
-    document = parse(content)
+    document = parse(content)  # code, links and the like are in Latin letters in every row: prose alone counts
     return word_counts(" ".join(document.prose(block) for block in document.blocks))

@@ -167,5 +167,5 @@ def _words(message: dict[str, Any]) -> tuple[int, int]:
     content = message.get("content")
     if not isinstance(content, str):
         return 0, 0
-    document = parse(content)  # code, links and the like are in Latin letters in every row: prose alone counts
+    document = parse(content)  # prose alone counts: code and links are in Latin letters in every row
     return word_counts(" ".join(document.prose(block) for block in document.blocks))

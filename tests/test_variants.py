@@ -214,7 +214,7 @@ def test_a_row_without_another_form_stays_and_says_why() -> None:
 def test_the_mix_is_measured_on_the_texts() -> None:
     options = VariantOptions()
     assert measured_form(row(1, "aap kaise hain", "theek"), options) == "romanised"
-    assert measured_form(row(2, "meeting कल है", "हाँ"), options) == "code_mixed"
+    assert measured_form(row(2, "Translate: yes", "हाँ, meeting कल है"), options) == "code_mixed"
     assert measured_form(row(3, "कल है", "हाँ"), options) == "native"
     code = "```python\nfor word in words: print(word)\n```"
     assert measured_form(row(8, f"कल है\n\n{code}", "हाँ https://example.org/a/b"), options) == "native"

@@ -70,9 +70,11 @@ def drawn_form(row_id: str, options: VariantOptions) -> Form:
 def measured_form(row: Row, options: VariantOptions) -> Form:
     """Return the form of a row as its text shows it, whatever was drawn: by the words in Latin letters.
 
-    Nine in ten words in the messages of `options.roles`: romanised; one in ten: code-mixed; else native.
+    Nine in ten words of the answers: romanised; one in ten: code-mixed; else native. Where answers are left
+    alone, the messages of `options.roles` tell.
     """
-    pairs = [_words(message) for message in row["messages"] if message["role"] in options.roles]
+    told_by = ("assistant",) if "assistant" in options.roles else options.roles
+    pairs = [_words(message) for message in row["messages"] if message["role"] in told_by]
     n_latin, n_other = (sum(pair[side] for pair in pairs) for side in (0, 1))
     share = n_latin / (n_latin + n_other) if n_latin + n_other else 0.0
     return "romanised" if share >= 0.9 else "code_mixed" if share >= 0.1 else "native"

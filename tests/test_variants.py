@@ -5,22 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import regex
 import yaml
+from romanisation_agreement import agreement, romanisers
 
 from data_recipes.artefact import UserError
-from data_recipes.screening.contamination import index_test_sets, keep_out
+from data_recipes.screening.contamination import TestSets, index_test_sets, keep_out
 from data_recipes.settings import load_settings
 from data_recipes.steps import Rejected
 from data_recipes.translate.masking import Mismatch
 from data_recipes.variants.code_mixing import mix, mixing_index, term_pattern
 from data_recipes.variants.options import VariantOptions
-from data_recipes.variants.romanisation import romanise, romanise_word
+from data_recipes.variants.romanisation import Unspellable, romanise, romanise_word
+from data_recipes.variants.spelling_rules import BLOCKS
 from data_recipes.variants.step import count_mix, drawn_form, make_variants, measured_form, rewritten
-from data_recipes.writing.written_forms import forms, written_form
+from data_recipes.writing.written_forms import written_form
 
 WORDS: dict[str, dict[str, str]] = yaml.safe_load(
     (Path(__file__).parent / "romanised_words.yaml").read_text(encoding="utf-8")
 )
+UNSEEN = yaml.safe_load((Path(__file__).parent / "romanised_unseen.yaml").read_text(encoding="utf-8"))
 ROMANISED = VariantOptions(native=0, romanised=1)
 
 
@@ -58,15 +62,47 @@ def test_digits_signs_and_other_scripts_stay() -> None:
 
 
 @pytest.mark.parametrize("code", [*WORDS, "or"])
-def test_no_letter_of_the_script_is_left(code: str) -> None:
+def test_no_letter_is_left_or_lost(code: str) -> None:
     form = written_form(code)
-    block = "".join(map(chr, range(0x900, 0xD80)))
-    import regex
+    first = BLOCKS[form.script]
+    b, n_spelt = chr(first + 0x2A), 0  # pa, in each of the blocks
+    for sign in regex.findall(
+        rf"(?V1)[\p{{Script={form.script}}}&&\p{{L}}]", "".join(map(chr, range(first, first + 0x80)))
+    ):
+        try:
+            spelt = romanise(f"{b}{b}{sign}{b}", form)
+        except Unspellable:
+            continue
+        assert spelt.isascii() and spelt != romanise(f"{b}{b}{b}", form), (sign, spelt)
+        n_spelt += 1
+    assert n_spelt > 30
 
-    letters = "".join(regex.findall(rf"(?V1)[\p{{Script={form.script}}}--[\p{{Nd}}\p{{P}}\p{{S}}]]", block))
-    assert len(letters) > 40
-    left = regex.findall(rf"\p{{Script={form.script}}}", romanise(f"क{letters}", form).replace("क", ""))
-    assert left == []
+
+def test_ordinary_letters_that_only_one_script_has_are_spelt() -> None:
+    for code, word, spelling in [
+        ("pa", "ਕੁੜੀ", "kudi"), ("pa", "ਸ਼ਬਦ", "shabad"), ("ml", "കൗമാരം", "kaumaram"), ("mr", "ॲप", "ap"),
+        ("bn", "অ্যাপ", "ap"), ("bn", "৳", "৳"),
+    ]:  # fmt: skip
+        assert romanise(word, written_form(code)) == spelling
+
+
+@pytest.mark.parametrize("word", ["ॐ", "रामोऽपि", "काि", "िक", "ईा", "क\u0301", "क\u0951", "ई्"])
+def test_what_has_no_spelling_keeps_its_row_native(word: str) -> None:
+    made = one(make_variants([row(1, f"आप {word}", "हाँ")], ROMANISED))
+    assert made["messages"] == row(1, f"आप {word}", "हाँ")["messages"] and made["form"] == "native"
+    assert made["transforms"][-1]["checks"]["reason"] == "a letter or sign without a spelling"
+    with pytest.raises(Unspellable):
+        romanise("ക\u0301", written_form("ml"))
+
+
+@pytest.mark.parametrize("code", UNSEEN["words"])
+def test_words_the_rules_have_not_seen_mostly_meet_a_common_spelling(code: str) -> None:
+    # The floors lie below what was measured (LOG.md): 0.90 of the words (pa), 0.98 of the letters.
+    words = UNSEEN["words"][code]
+    assert len(words) >= 50 and not set(words) & set(WORDS[code])
+    exact, letters = agreement(words, romanise_word, code)
+    assert exact >= 0.9 and letters >= 0.97
+    assert exact > agreement(words, romanisers()["anyascii"], code)[0]
 
 
 def test_what_is_protected_stays_byte_for_byte() -> None:
@@ -155,12 +191,18 @@ def test_words_of_the_glossary_become_english_and_nothing_else(tmp_path: Path) -
 
 
 def test_a_row_without_another_form_stays_and_says_why() -> None:
-    cases = [row(1, "Hello", "Yes", "en"), row(2, "ہاں", "جی", "ur"), row(3, "12", "`x`")]
+    cases = [
+        row(1, "Hello", "Yes", "en"),
+        row(2, "ہاں", "جی", "ur"),
+        row(3, "12", "`x`"),
+        row(4, "தமிழ்", "12"),
+    ]
     made = [found for found in make_variants(cases, ROMANISED) if isinstance(found, dict)]
     reasons = [found["transforms"][-1]["checks"]["reason"] for found in made]
     assert reasons == [
         "English has no other form here",
         "unsupported: no romanisation of ur-Arab",
+        "no word to write in another way",
         "no word to write in another way",
     ]
     assert all(
@@ -172,15 +214,17 @@ def test_a_row_without_another_form_stays_and_says_why() -> None:
 def test_the_mix_is_measured_on_the_texts() -> None:
     options = VariantOptions()
     assert measured_form(row(1, "aap kaise hain", "theek"), options) == "romanised"
-    assert measured_form(row(2, "meeting कल है", "हाँ"), options) == "code_mixed"
+    assert measured_form(row(2, "Translate: yes", "हाँ, meeting कल है"), options) == "code_mixed"
     assert measured_form(row(3, "कल है", "हाँ"), options) == "native"
+    code = "```python\nfor word in words: print(word)\n```"
+    assert measured_form(row(8, f"कल है\n\n{code}", "हाँ https://example.org/a/b"), options) == "native"
     asked = VariantOptions(native=0, romanised=1, roles=("user",))
     assert measured_form(row(4, "aap kaise hain", "मैं ठीक हूँ"), asked) == "romanised"
     # What was drawn is counted beside it: a row said to be romanised, whose text is not.
     made = one(make_variants([row(5, "आप", "हाँ")], ROMANISED))
-    assert count_mix(made, ROMANISED) == {"written romanised": 1, "measured romanised": 1}
+    assert count_mix(made, ROMANISED) == {"written romanised": 1, "measured romanised": 1, "hi romanised": 1}
     belied = {**made, "messages": row(5, "आप", "हाँ")["messages"]}
-    assert count_mix(belied, ROMANISED) == {"written romanised": 1, "measured native": 1}
+    assert count_mix(belied, ROMANISED) == {"written romanised": 1, "measured native": 1, "hi native": 1}
     kept = one(make_variants([row(6, "ہاں", "جی", "ur")], ROMANISED))
     assert count_mix(kept, ROMANISED)["kept: unsupported: no romanisation of ur-Arab"] == 1
     assert count_mix(one(make_variants([row(7, "Hi", "Yes", "en")], ROMANISED)), ROMANISED) == {}
@@ -191,15 +235,25 @@ def test_the_mixing_index_is_das_and_gambaecks() -> None:
     assert mixing_index(2, 8) == pytest.approx(20.0)
 
 
-def test_a_romanised_test_question_is_still_kept_out() -> None:
-    found, n = 0, 0
-    for code, words in WORDS.items():
-        text = " ".join(list(words)[:9])
-        n += 1
-        made = one(make_variants([row(n, text, "x", code)], ROMANISED))
-        (kept,) = keep_out([made], index_test_sets({"test": [text]}))
-        found += isinstance(kept, Rejected)
-    assert (found, n) == (9, 9)
+def test_a_romanised_test_question_is_kept_out_by_its_letters_alone() -> None:
+    questions = [(code, text) for code, texts in UNSEEN["questions"].items() for text in texts]
+    made = [one(make_variants([row(n, q, "x", code)], ROMANISED)) for n, (code, q) in enumerate(questions)]
+    # Without the parent, whose native text would be found: the row as a stranger might have written it.
+    alone = [{name: value for name, value in found.items() if name != "parent"} for found in made]
+    tests = [index_test_sets({"test": [text]}) for _, text in questions]
+    missed = [
+        q[0] for q, found, test in zip(questions, alone, tests, strict=True) if not is_kept_out(found, test)
+    ]
+    assert len(questions) == 45 and missed == ["bn"]  # a question of which 0.7 of the runs do not agree
+    assert all(is_kept_out(found, test) for found, test in zip(made, tests, strict=True))
+    for n, found in enumerate(alone):
+        others = index_test_sets({"test": [text for i, (_, text) in enumerate(questions) if i != n]})
+        assert not is_kept_out(found, others)
+
+
+def is_kept_out(found: dict[str, Any], test_sets: TestSets) -> bool:
+    (result,) = keep_out([found], test_sets)
+    return isinstance(result, Rejected)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +275,6 @@ def test_options_that_cannot_be_used_are_named(changes: list[str], message: str)
 
 def test_a_text_without_words_is_left_alone() -> None:
     assert rewritten("12 + {x}", lambda text: romanise_pair(text)) == ("12 + {x}", 0, 2)
-    assert len(forms()) == 57
 
 
 def romanise_pair(text: str) -> tuple[str, int]:

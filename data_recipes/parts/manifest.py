@@ -70,7 +70,11 @@ def _mix(recipe: RecipeConfig, counts: Mapping[str, int]) -> dict[str, Any] | No
         n_rows = max(1, sum(of_form.values()))
         shares[side] = {form: round(n / n_rows, 4) for form, n in of_form.items()}
     kept = {name.removeprefix("kept: "): n for name, n in counts.items() if name.startswith("kept: ")}
-    return {**shares, "kept": kept}
+    languages: dict[str, dict[str, int]] = {}  # rows by the form that was measured
+    for code, form in (name.split(" ") for name in sorted(counts) if name.count(" ") == 1):
+        if code not in ("written", "measured"):
+            languages.setdefault(code, {})[form] = counts[f"{code} {form}"]
+    return {**shares, "languages": languages, "kept": kept}
 
 
 def recipe_settings(recipe: RecipeConfig) -> dict[str, Any]:

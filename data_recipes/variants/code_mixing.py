@@ -28,9 +28,9 @@ def mix(text: str, own_words: Mapping[str, str], pattern: regex.Pattern[str]) ->
 
 def word_counts(text: str) -> tuple[int, int]:
     """Return how many words of a text are in Latin letters, and how many in others."""
-    n_words = _WORDS.findall(text)
-    n_latin = sum(bool(_LATIN.match(word)) for word in n_words)
-    return n_latin, len(n_words) - n_latin
+    words = _WORDS.findall(text)
+    n_latin = sum(bool(_LATIN.match(word)) for word in words)
+    return n_latin, len(words) - n_latin
 
 
 def mixing_index(n_latin: int, n_other: int) -> float:

@@ -27,7 +27,7 @@ class VariantOptions:
     code_mixed: float = 0.0  # in their own script, words of the glossary in English
     roles: tuple[str, ...] = ("user", "assistant")  # whose messages; [user] keeps answers in the own script
     languages: tuple[str, ...] = ()  # codes; empty is every language that has the form
-    glossary: Path | None = None  # English and own word in two columns (.csv, .tsv): what is said in English
+    glossary: Path | None = None  # English and own word in two columns (.csv, .tsv), of one language
     seed: int = 0
 
     def problems(self) -> list[str]:

@@ -21,6 +21,8 @@ from data_recipes.variants.spelling_rules import (
     NASALS,
     NUKTA,
     OWN_LETTERS,
+    OWN_SIGNS,
+    RESPELT,
     SIGNS,
     SPELLINGS,
     VIRAMA,
@@ -33,6 +35,10 @@ from data_recipes.writing.written_forms import WrittenForm
 _NASAL_LETTERS, _LABIALS = frozenset("ङञणनऩम"), frozenset("पफबभम")
 _INHERENT = "inherent"
 _JOINERS = regex.compile("[\u200c\u200d]")
+
+
+class Unspellable(ValueError):
+    """A letter or sign without a spelling: a text with one is not romanised, since nothing may go lost."""
 
 
 @dataclass
@@ -55,10 +61,17 @@ def romanise(text: str, form: WrittenForm) -> str:
     """Return a text with the words of its script in Latin letters, in lower case; all else stays.
 
     A danda after a word becomes a full stop. Digits stay.
+
+    Raises: Unspellable for a letter or sign that has no spelling, and for a sign without its letter.
     """
     assert is_romanised(form), form.tag
     found = _words(form.script).sub(lambda match: romanise_word(match.group(), form.code, form.script), text)
     return regex.sub(r"(?<=\p{L})\s?[।॥]", ".", found)
+
+
+def count_words(text: str, form: WrittenForm) -> int:
+    """Return how many words `romanise` would write in Latin letters."""
+    return len(_words(form.script).findall(text))
 
 
 @lru_cache(maxsize=100_000)
@@ -66,6 +79,8 @@ def romanise_word(word: str, code: str, script: str) -> str:
     """Return one word of a language's script in Latin letters."""
     spelling = SPELLINGS[code]
     plain = _JOINERS.sub("", unicodedata.normalize("NFC", word))
+    for written, spoken in RESPELT.items():
+        plain = plain.replace(written, spoken)
     if plain in spelling.words:
         return spelling.words[plain]
     syllables = read_syllables(plain, script)
@@ -75,15 +90,21 @@ def romanise_word(word: str, code: str, script: str) -> str:
 
 @cache
 def _words(script: str) -> regex.Pattern[str]:
-    return regex.compile(rf"[[\p{{Script={script}}}\u200c\u200d]--[\p{{Nd}}\p{{P}}]]+", regex.V1)
+    letters = rf"[\p{{Script={script}}}&&[\p{{L}}\p{{M}}]]"  # not its digits, punctuation, signs of currency
+    return regex.compile(rf"{letters}[{letters}\p{{Script=Inherited}}]*", regex.V1)
 
 
 def read_syllables(word: str, script: str) -> list[Syllable]:
-    """Return the syllables of a word in one of the nine scripts."""
+    """Return the syllables of a word in one of the nine scripts.
+
+    Raises: Unspellable.
+    """
     syllables: list[Syllable] = []
     doubles = False
     for sign in word:
-        letter = sign if sign in OWN_LETTERS else chr(ord(sign) - BLOCKS[script] + BLOCKS["Deva"])
+        place = ord(sign) - BLOCKS[script]
+        is_own = sign in OWN_LETTERS or not 0 <= place < 0x80
+        letter = sign if is_own else chr(BLOCKS["Deva"] + place)
         last = syllables[-1] if syllables else None
         if sign in OWN_LETTERS or letter in CONSONANTS:
             onset = OWN_LETTERS.get(sign) or CONSONANTS[letter]
@@ -95,17 +116,22 @@ def read_syllables(word: str, script: str) -> list[Syllable]:
         elif sign == GURMUKHI_DOUBLING:
             doubles = True
         elif last is None:
-            continue  # a sign without a letter, as broken text has it
-        elif letter in SIGNS:
-            last.vowel = SIGNS[letter]
-        elif letter == VIRAMA:
+            raise Unspellable(f"{sign} (U+{ord(sign):04X}) at the beginning of a word")
+        elif sign in OWN_SIGNS or letter in SIGNS:
+            if last.vowel not in (_INHERENT, "a"):  # a consonant, or अ as in अॅ
+                raise Unspellable(f"a second vowel sign, {sign} (U+{ord(sign):04X})")
+            last.vowel = OWN_SIGNS.get(sign) or SIGNS[letter]
+        elif letter == VIRAMA and last.letter:
             last.vowel = ""
-        elif letter == DOT_BELOW and last.letter in NUKTA:
-            last.onset, last.letter = NUKTA[last.letter], last.letter + DOT_BELOW
+        elif letter == DOT_BELOW:
+            if last.letter in NUKTA:
+                last.onset, last.letter = NUKTA[last.letter], last.letter + DOT_BELOW
         elif letter in NASALS or sign == GURMUKHI_NASAL:
             last.coda = "nasal vowel" if letter == NASAL_VOWEL else "nasal"
         elif letter == VISARGA:
             last.coda = "h"
+        else:
+            raise Unspellable(f"{sign} (U+{ord(sign):04X})")
     return syllables
 
 

@@ -2,10 +2,12 @@
 
 Reads and writes nothing. The nine blocks of Unicode lie alike (after ISCII): a letter is known by its place
 in its block, and that of Devanagari stands for all. Written by us from how words are commonly spelt in
-messages; no speaker has reviewed it. `tests/romanised_words.yaml` says how often it meets a common spelling.
+messages; no speaker has reviewed it. `tests/romanised_words.yaml` is what the tables
+were written by; `tests/romanised_unseen.yaml` measures how often they meet a common spelling.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 BLOCKS = {
     "Deva": 0x900, "Beng": 0x980, "Guru": 0xA00, "Gujr": 0xA80, "Orya": 0xB00,
@@ -20,12 +22,12 @@ CONSONANTS = {
 }  # fmt: skip
 # Letters with a dot below.
 NUKTA = {
-    "क": "q", "ख": "kh", "ग": "g", "ज": "z", "ड": "d", "ढ": "dh", "फ": "f", "य": "y",
+    "क": "q", "ख": "kh", "ग": "g", "ज": "z", "ड": "d", "ढ": "dh", "फ": "f", "य": "y", "स": "sh",
 }  # fmt: skip
 # Independent vowels and vowel signs -> the name of the vowel in a language's table.
 VOWELS = {
     "अ": "a", "आ": "aa", "इ": "i", "ई": "ii", "उ": "u", "ऊ": "uu", "ऋ": "ri", "ऍ": "e", "ऎ": "e",
-    "ए": "e", "ऐ": "ai", "ऑ": "o", "ऒ": "o", "ओ": "o", "औ": "au",
+    "ए": "e", "ऐ": "ai", "ॲ": "a", "ऑ": "o", "ऒ": "o", "ओ": "o", "औ": "au",
 }  # fmt: skip
 SIGNS = {
     "ा": "aa", "ि": "i", "ी": "ii", "ु": "u", "ू": "uu", "ृ": "ri", "ॅ": "e", "ॆ": "e", "े": "e",
@@ -34,8 +36,10 @@ SIGNS = {
 NASALS, NASAL_VOWEL, VISARGA, VIRAMA, DOT_BELOW = "ँं", "ँ", "ः", "्", "़"
 GURMUKHI_NASAL, GURMUKHI_DOUBLING = "ੰ", "ੱ"
 # Letters that no other block has at that place: what they are spelt with.
-OWN_LETTERS = {"ৎ": "t", "ৰ": "r", "ৱ": "w", "ୟ": "y", "ୱ": "w"}
+OWN_LETTERS = {"ੜ": "d", "ৎ": "t", "ৰ": "r", "ৱ": "w", "ୟ": "y", "ୱ": "w"}
 OWN_LETTERS |= dict.fromkeys("ൺൻ", "n") | {"ർ": "r", "ൽ": "l", "ൾ": "l", "ൿ": "k"}
+OWN_SIGNS = {"ൗ": "au"}  # the usual sign since Malayalam's reform of 1971
+RESPELT = {"অ্যা": "আ", "এ্যা": "আ"}  # a vowel with a virama, for the one of "app"
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,9 @@ class Spelling:
     words: dict[str, str] = field(default_factory=dict)  # short words that everybody spells one way
 
 
-_NORTH = {"drops_last": True, "drops_inner": True}
-_SOUTH_LONG = {"ii": ("ee", "i", "ee"), "uu": ("oo", "u", "oo")}
-_CENTRE = {**_SOUTH_LONG, "aa": ("a", "a", "a"), "first_aa": "aa", "last_nasal": "m"}
+_NORTH: dict[str, Any] = {"drops_last": True, "drops_inner": True}
+_SOUTH_LONG: dict[str, Any] = {"ii": ("ee", "i", "ee"), "uu": ("oo", "u", "oo")}
+_CENTRE: dict[str, Any] = {**_SOUTH_LONG, "aa": ("a", "a", "a"), "first_aa": "aa", "last_nasal": "m"}
 _CLUSTER = {"जञ": "gy", "चछ": "cch", "चच": "cch"}
 SPELLINGS: dict[str, Spelling] = {
     "hi": Spelling(

@@ -18,10 +18,10 @@ from data_recipes.translate.teachers import read_glossary
 from data_recipes.translate.verify import verify_frame
 from data_recipes.variants.code_mixing import mix, mixing_index, term_pattern, word_counts
 from data_recipes.variants.options import FORMS, Form, VariantOptions
-from data_recipes.variants.romanisation import is_romanised, romanise
+from data_recipes.variants.romanisation import Unspellable, count_words, is_romanised, romanise
 from data_recipes.writing.written_forms import WrittenForm, written_form
 
-NAME, VERSION = "variants", 1
+NAME, VERSION = "variants", 2
 Rewrite = Callable[[str], tuple[str, int]]  # a text, and how many words of it were changed
 
 
@@ -70,9 +70,11 @@ def drawn_form(row_id: str, options: VariantOptions) -> Form:
 def measured_form(row: Row, options: VariantOptions) -> Form:
     """Return the form of a row as its text shows it, whatever was drawn: by the words in Latin letters.
 
-    Nine in ten words in the messages of `options.roles`: romanised; one in ten: code-mixed; else native.
+    Nine in ten words of the answers: romanised; one in ten: code-mixed; else native. Where answers are left
+    alone, the messages of `options.roles` tell.
     """
-    pairs = [_words(message) for message in row["messages"] if message["role"] in options.roles]
+    told_by = ("assistant",) if "assistant" in options.roles else options.roles
+    pairs = [_words(message) for message in row["messages"] if message["role"] in told_by]
     n_latin, n_other = (sum(pair[side] for pair in pairs) for side in (0, 1))
     share = n_latin / (n_latin + n_other) if n_latin + n_other else 0.0
     return "romanised" if share >= 0.9 else "code_mixed" if share >= 0.1 else "native"
@@ -81,12 +83,15 @@ def measured_form(row: Row, options: VariantOptions) -> Form:
 def count_mix(row: Row, options: VariantOptions) -> Counter[str]:
     """Return what the manifest adds up of a row: "written romanised", "measured code_mixed", "kept: <why>".
 
+    "hi code_mixed" is what was measured once more, by language.
+
     A row of English has one form and is not counted, nor one that did not pass this step.
     """
     checks = next((one["checks"] for one in row.get("transforms", []) if one["name"] == NAME), None)
     if checks is None or row["language"] == "en":
         return Counter()
-    found = Counter([f"written {row['form']}", f"measured {measured_form(row, options)}"])
+    measured = measured_form(row, options)
+    found = Counter([f"written {row['form']}", f"measured {measured}", f"{row['language']} {measured}"])
     return found + Counter([f"kept: {checks['reason']}"] if "reason" in checks else [])
 
 
@@ -103,8 +108,7 @@ def _why_not(wanted: Form, form: WrittenForm, options: VariantOptions) -> str:
 
 
 def _romanised(text: str, form: WrittenForm) -> tuple[str, int]:
-    n_own = word_counts(text)[1]
-    return romanise(text, form), n_own
+    return romanise(text, form), count_words(text, form)
 
 
 def _native(row: Row, wanted: Form, reason: str) -> Row:
@@ -124,6 +128,8 @@ def _variant(row: Row, form: Form, options: VariantOptions, rewrite: Rewrite) ->
             text, n_words, n_spans = rewritten(content, rewrite)
         except Mismatch as error:
             return Rejected(str(row["id"]), NAME, error.check, error.detail)
+        except Unspellable:
+            return _native(row, form, "a letter or sign without a spelling")
         n_changed += n_words
         counts.update(spans=n_spans)
         messages.append({**message, "content": text})
@@ -161,4 +167,7 @@ def rewritten(text: str, rewrite: Rewrite) -> tuple[str, int, int]:
 
 def _words(message: dict[str, Any]) -> tuple[int, int]:
     content = message.get("content")
-    return word_counts(content) if isinstance(content, str) else (0, 0)
+    if not isinstance(content, str):
+        return 0, 0
+    document = parse(content)  # prose alone counts: code and links are in Latin letters in every row
+    return word_counts(" ".join(document.prose(block) for block in document.blocks))

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from data_recipes.artefact import UserError
 from data_recipes.chats.chat_template import stop_token_ids
 from finetune.batches import IGNORED_LABEL, collate, encode_rows
-from finetune.train import token_losses
+from finetune.training.losses import token_losses
 
 
 class AnswerLoss(NamedTuple):

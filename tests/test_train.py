@@ -17,7 +17,9 @@ from finetune.batches import collate, encode_rows, step_rows
 from finetune.config import BaseConfig, DataConfig, LoraConfig, RunConfig, TrainConfig
 from finetune.model import load_model, model_fingerprint
 from finetune.processes import check_process_count, start_accelerator
-from finetune.train import learning_rate_at, token_losses, train_rows, train_stage
+from finetune.train import train_rows, train_stage
+from finetune.training.losses import token_losses
+from finetune.training.optimizer import learning_rate_at
 
 PLAN = {"experts": {"1": [0, 1, 5], "2": [2, 3, 7]}}
 LORA = LoraConfig(rank=4, alpha=8.0)

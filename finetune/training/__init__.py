@@ -1,0 +1,1 @@
+"""The parts of the training loop in `finetune/train.py`: rows of a step, losses, optimizer, what is told."""

@@ -79,6 +79,9 @@ class RecipeConfig:
     chat: ChatConfig = ChatConfig()
     validation_share: float = 0.05  # of source rows
     test_share: float = 0.05  # of source rows
+    max_test_rows: int = (
+        5000  # about, of source rows; also for validation. All are held in memory
+    )
     rows_per_part: int = 1000  # of what a worker takes at a time; the dataset does not depend on it
 
     def problems(self) -> list[str]:
@@ -108,8 +111,8 @@ class RecipeConfig:
         ]
         if sum(shares.values()) >= 1:
             wrong.append("test_share: with validation_share it must leave some rows to train on")
-        counts = ("train_rows_per_task", "validation_rows_per_task", "test_rows_per_task", "rows_per_part")
-        wrong += out_of_range({key: getattr(self, key) for key in counts})
+        counts = ("train_rows_per_task", "validation_rows_per_task", "test_rows_per_task", "max_test_rows")
+        wrong += out_of_range({key: getattr(self, key) for key in (*counts, "rows_per_part")})
         return wrong
 
 

@@ -121,7 +121,9 @@ def _sources(setting: Setting, outcome: Outcome) -> None:
         outcome.parts += found[0]
         outcome.dropped |= found[1].get("dropped", {})
     for part in outcome.parts:
-        report.add(read_summary(part) or {})
+        summary = read_summary(part) or {}
+        report.add(summary)
+        outcome.n_source_rows += 0 if part.is_locale else summary["n_out"]
     report.n_kept = len(outcome.parts) - report.n_made
     outcome.reports.append(report)
     print(report.line(), flush=True)
@@ -201,15 +203,16 @@ def _translate(setting: Setting, outcome: Outcome) -> None:
         )
 
 
-def shares(recipe: RecipeConfig) -> Shares:
-    """Return the shares by which source rows are split."""
-    return Shares(recipe.validation_share, recipe.test_share)
+def shares(recipe: RecipeConfig, outcome: Outcome) -> Shares:
+    """Return the shares by which source rows are split: no more than about `max_test_rows` are tested on."""
+    most = recipe.max_test_rows / max(1, outcome.n_source_rows)
+    return Shares(min(recipe.validation_share, most), min(recipe.test_share, most))
 
 
 def _contamination(setting: Setting, outcome: Outcome) -> None:
     config = setting.recipe.contamination
     assert config is not None
-    options, of_rows = config.options, shares(setting.recipe)
+    options, of_rows = config.options, shares(setting.recipe, outcome)
     folder = setting.work / "test-sets"
     identities = {
         name: source_identity(source, setting.folder, setting.allowed)
@@ -257,9 +260,9 @@ def _refuse_template(setting: Setting, outcome: Outcome) -> None:
 def _finish(setting: Setting, outcome: Outcome) -> None:
     recipe = setting.recipe
     task = finishing.FinishSetting(
-        recipe.languages, shares(recipe), setting.tokenizer, recipe.chat.thinking, recipe.variants
+        recipe.languages, shares(recipe, outcome), setting.tokenizer, recipe.chat.thinking, recipe.variants
     )
-    reads = [recipe.languages, setting.tokenizer_hash, recipe.chat.thinking]
+    reads = [recipe.languages, setting.tokenizer_hash, recipe.chat.thinking, shares(recipe, outcome)]
     add_stage(setting, outcome, "finish", task, reads)
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from data_recipes.artefact import SCHEMA, UserError
-from data_recipes.parts.chain import steps_of
+from data_recipes.parts.chain import shares, steps_of
 from data_recipes.parts.finishing import N_SHOWN
 from data_recipes.parts.part_files import lowest
+from data_recipes.parts.splitting import Shares
 from data_recipes.parts.stage_keys import locked_packages
 from data_recipes.parts.stage_runner import Outcome, Setting, StageReport
 from data_recipes.recipe import RecipeConfig
@@ -46,7 +47,7 @@ def manifest_body(setting: Setting, outcome: Outcome, content_hash: str) -> dict
         "counts": {split: added(one["counts"].get(split, {}) for one in found) for split in SPLITS},
         "dropped": dict(sorted(outcome.dropped.items())),
         "sources": _sources(outcome),
-        "split_rule": split_rule(recipe),
+        "split_rule": split_rule(recipe, shares(recipe, outcome)),
         "languages": _languages(outcome, bool(setting.tokenizer)),
         "licences": added(summary["licences"] for summary in found),
         "rejected": {report.name: dict(sorted(report.rejected.items())) for report in outcome.reports},
@@ -82,11 +83,11 @@ def recipe_settings(recipe: RecipeConfig) -> dict[str, Any]:
     return {name: value for name, value in settings_dict(recipe).items() if name != "rows_per_part"}
 
 
-def split_rule(recipe: RecipeConfig) -> str:
+def split_rule(recipe: RecipeConfig, of_rows: Shares) -> str:
     """Return how rows came into their splits, for a reader."""
     if not recipe.sources:
         return LOCALE_RULE
-    own = f"{recipe.validation_share:.0%} validation and {recipe.test_share:.0%} test"
+    own = f"{of_rows.validation:.3%} validation and {of_rows.test:.3%} test"
     rule = f"source rows: by the hash of the id at the source, {own}, with all that was made from a row"
     return f"{rule}; locale tasks: {LOCALE_RULE}" if recipe.tasks and recipe.languages else rule
 

@@ -87,6 +87,7 @@ class Outcome:
     """The finished parts, and what is known of the way there."""
 
     parts: list[Part]
+    n_source_rows: int = 0  # as they were read, without those of locale tasks
     reports: list[StageReport] = field(default_factory=list)
     summaries: list[Summary] = field(default_factory=list)  # of the finished parts
     dropped: dict[str, int] = field(default_factory=dict)  # by the locale tasks

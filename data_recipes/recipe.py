@@ -79,9 +79,7 @@ class RecipeConfig:
     chat: ChatConfig = ChatConfig()
     validation_share: float = 0.05  # of source rows
     test_share: float = 0.05  # of source rows
-    max_test_rows: int = (
-        5000  # about, of source rows; also for validation. All are held in memory
-    )
+    max_test_rows: int = 5000  # about, of source rows; also for validation. All are held in memory
     rows_per_part: int = 1000  # of what a worker takes at a time; the dataset does not depend on it
 
     def problems(self) -> list[str]:

@@ -15,6 +15,7 @@ from data_recipes.build import build_dataset
 from finetune.cli import main
 
 ROOT = Path(__file__).parents[1]
+MOJIBAKE = "कखकख".encode().decode("latin-1")
 # A child that may write no file larger than so many bytes: what a disk does that is full.
 FULL_DISK = """
 import resource, signal, sys
@@ -40,7 +41,7 @@ def test_bad_lines_are_rejected_by_reason_and_the_good_ones_stay(tmp_path):
         b'{"instruction": "An open brace", "output": "never closed"\n',
         b'{"instruction": "A long line", "output": "' + b"x" * 50_000_000 + b'"}\n',
         good[3] + b"\n",
-        json.dumps({"instruction": "Say it.", "output": "\u00e0\u00a4\u0095\u00e0\u00a4\u0096"}).encode() + b"\n",
+        json.dumps({"instruction": "Say it.", "output": MOJIBAKE}).encode() + b"\n",
         good[4] + b"\n",
         good[5],  # no line end
     ]  # fmt: skip

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -105,6 +105,7 @@ def test_a_fault_in_one_node_ends_the_other_and_is_one_message(
     cluster = Cluster(str(tmp_path / "shared"), nodes=("", ""))
     tasks = [*tasks_in(tmp_path / "rows", fault=fault), PartTask(5, str(tmp_path / "rows"), wait_for=99)]
     tasks[2] = PartTask(2, str(tmp_path / "rows"), wait_for=99)  # of the other node: waits till it is ended
+    tasks[3] = replace(tasks[3], wait_for=4)  # it fails when the other node has done the first and is at this
     with pytest.raises(kind, match=message):
         run_parts(write_part, tasks, 1, cluster=cluster)
     kept = sorted(path.name for path in (tmp_path / "rows/parts").iterdir())

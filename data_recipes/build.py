@@ -1,261 +1,216 @@
-"""Build the dataset of a recipe: rows, checks, splits, manifest.
+"""Build the dataset of a recipe: sources and locale tasks, all stages, splits, Arrow files, manifest.
 
-Reads a recipe and the facts it names; writes a folder with an Arrow `DatasetDict` (train, validation, test)
-and `manifest.json` (counts, drops by reason, sources, hashes). The same recipe gives the same bytes.
+Reads a recipe and what it names; writes a folder with an Arrow `DatasetDict` (train, validation, test) and
+what the dataset says of itself. Parts of the work lie beside it, in `<output>.parts`: a build that was killed
+goes on there. The same recipe gives the same bytes, with any number of workers.
 Command: `local-experts data configs/recipes/tamil_locale.yaml --output runs/tamil/data`.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import random
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import datasets
-from datasets import Dataset, DatasetDict, Features, Value
-
-from data_recipes.artefact import UserError, sha256_file, sha256_json, whole_folder, write_artefact
-from data_recipes.languages import language
+from data_recipes.artefact import UserError, sha256_file, whole_folder, write_artefact, write_json
+from data_recipes.dataset import ContentHash, save_splits, write_arrow
+from data_recipes.parts import workers
+from data_recipes.parts.chain import run_chain
+from data_recipes.parts.manifest import (
+    LOCK_FILE,
+    lock_body,
+    manifest_body,
+    read_lock,
+    refuse_other,
+    sample_roots,
+    samples_body,
+)
+from data_recipes.parts.part_files import root_id
+from data_recipes.parts.splitting import OrderedRows
+from data_recipes.parts.stage_runner import Engine, Outcome, Setting
+from data_recipes.parts.tokenizers import Tokenizer, tokenizer_hash
+from data_recipes.publishing.publish import publish
 from data_recipes.recipe import RecipeConfig, load_recipe
-from data_recipes.settings import settings_dict
-from data_recipes.sources import SOURCES
-from data_recipes.tasks import (
-    TASKS,
-    TASKS_WITHOUT_OWN_WORDS,
-    Split,
-    Task,
-    canonical,
-    check,
-    known_values,
-    phrasings,
-    split_of,
-)
-from data_recipes.tasks import Value as Fact
-from data_recipes.text import script_share
+from data_recipes.row_sources.folders import allowed_path, is_inside
+from data_recipes.tasks import SPLITS, Split
 
-Row = dict[str, Any]
-Group = Literal["target", "general"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-_TEXT_COLUMNS = ("id", "language", "script", "task", "kind", "group", "value", "checker", "source", "licence")
-FEATURES = Features(
-    {
-        "messages": datasets.List({"role": Value("string"), "content": Value("string")}),
-        "phrasing": Value("int32"),
-        **{name: Value("string") for name in _TEXT_COLUMNS},
-    }
-)
+ENGINES = ("processes", "datatrove", "ray")  # Ray's cluster by datatrove too
 
 
-def distinct_values(task: Task, split: Split, n: int, rng: random.Random) -> list[Fact]:
-    """Draw `n` different values of a *generalise* task that belong to a split; fewer when there are fewer."""
-    assert task.draw is not None
-    found: dict[str, Fact] = {}
-    for _ in range(200 * n):
-        if len(found) == n:
-            break
-        value = task.draw(rng)
-        if split_of(task.name, value) == split:
-            found.setdefault(canonical(value), value)
-    return list(found.values())
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How a dataset is built, as opposed to what is in it: none of this changes a row."""
+
+    n_workers: int = 1
+    work: str | Path | None = None  # of the parts; None: `<output>.parts`
+    allowed: tuple[Path, ...] = ()  # folders outside the recipe's own that it may read
+    locked: bool = False  # refuse a build that would differ from the one that was locked
+    engine: str = "processes"  # of ENGINES
+    # Of "datatrove": what the command for each machine stands behind, as "ssh worker-1"; "" is this one. They
+    # share the working folder, and `n_workers` is of each.
+    nodes: tuple[str, ...] = ("",)
+    tokenizer: Tokenizer | None = None  # counted with when the recipe names none
 
 
-def questions(
-    task: Task, code: str, split: Split, n: int, rng: random.Random, n_trained: int | None = None
-) -> Iterator[tuple[Fact, int]]:
-    """Yield about `n` pairs of a value and the number of its phrasing.
-
-    The last phrasing stands in the test split alone. *Generalise*: values of the split, and half of the test
-    rows in a phrasing that was trained. *Remember*: every fact in each training phrasing, then the same facts
-    in the kept phrasing; validation has none. With `n_trained` training rows the test asks about no fact that
-    those do not show; None leaves it all facts (a language that the base knows).
-    """
-    kept = len(phrasings(code)[task.name]) - 1
-    if task.kind == "generalise":
-        for i, value in enumerate(distinct_values(task, split, n, rng)):
-            yield value, kept if split == "test" and i % 2 else i % kept
-    elif split != "validation":
-        # One order of the facts for both splits: what is asked in the test is what was shown in training.
-        facts = random.Random(f"{task.name}:{code}").sample(
-            known := list(known_values(task.name, code)), len(known)
-        )
-        n_shown = len(facts) if n_trained is None else math.ceil(n_trained / kept)
-        for value in facts[: math.ceil(n / kept) if split == "train" else min(n, n_shown)]:
-            yield from [(value, kept)] if split == "test" else [(value, i) for i in range(kept)]
-
-
-def make_row(task: Task, code: str, group: Group, value: Fact, phrasing: int) -> Row | str:
-    """Return one row, or the reason why there is none."""
-    answer = task.answer(value, code)
-    if answer is None:
-        return "the source has no answer in this language"
-    script = language(code).script
-    if task.name not in TASKS_WITHOUT_OWN_WORDS and script_share(answer, script) < 1.0:
-        return "the answer is not wholly in the script of the language"
-    if not check(task.name, code, canonical(value), answer):
-        return "the answer fails its own checker"
-    question = phrasings(code)[task.name][phrasing].replace("{x}", task.question(value, code))
-    return {
-        "id": f"{code}/{task.name}/{sha256_json([canonical(value), phrasing])[:12]}",
-        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
-        "language": code,
-        "script": script,
-        "task": task.name,
-        "kind": task.kind,
-        "group": group,
-        "phrasing": phrasing,
-        "value": canonical(value),
-        "checker": task.name,
-        "source": task.source,
-        "licence": SOURCES[task.source].licence,
-    }
-
-
-def rows_wanted(recipe: RecipeConfig, group: Group, split: Split) -> int:
-    """Return how many rows a language and task of a group get in a split."""
-    if split == "validation":
-        return recipe.validation_rows_per_task
-    if group == "target":
-        return recipe.train_rows_per_task if split == "train" else recipe.test_rows_per_task
-    if split == "test":
-        return recipe.general_test_rows_per_task
-    n_target = recipe.train_rows_per_task * len(recipe.languages)
-    n_general = n_target * recipe.general_share / (1 - recipe.general_share)
-    return math.ceil(n_general / max(1, len(recipe.general_languages)))
-
-
-def split_rows(recipe: RecipeConfig, split: Split, dropped: Counter[str]) -> list[Row]:
-    """Return the rows of a split in a seeded order; drops are counted by language, task and reason."""
-    rows: dict[str, Row] = {}
-    members: list[tuple[str, Group]] = [
-        *((code, "target") for code in recipe.languages),
-        *((code, "general") for code in recipe.general_languages),
-    ]
-    for code, group in members:
-        n_trained = recipe.train_rows_per_task if group == "target" else None
-        for name in (name for name in recipe.tasks if name in phrasings(code)):
-            rng = random.Random(f"{recipe.seed}:{split}:{code}:{name}")
-            for value, phrasing in questions(
-                TASKS[name], code, split, rows_wanted(recipe, group, split), rng, n_trained
-            ):
-                row = make_row(TASKS[name], code, group, value, phrasing)
-                if isinstance(row, str):
-                    dropped[f"{code}/{name}: {row}"] += 1
-                else:
-                    rows[row["id"]] = row
-    ordered = list(rows.values())
-    random.Random(f"{recipe.seed}:{split}").shuffle(ordered)
-    return ordered
-
-
-def refuse_leaks(rows: dict[Split, list[Row]]) -> None:
-    """Raise when a question of the test split, or a value to generalise to, is in another split."""
-    for other in ("train", "validation"):
-        asked = {row["messages"][0]["content"] for row in rows[other]}
-        values = {(row["task"], row["value"]) for row in rows[other] if row["kind"] == "generalise"}
-        for row in rows["test"]:
-            if row["messages"][0]["content"] in asked or (row["task"], row["value"]) in values:
-                raise UserError(f"test row {row['id']} is in the {other} split too: {row['messages'][0]}")
-
-
-def manifest_body(
-    recipe: RecipeConfig, rows: dict[Split, list[Row]], dropped: Counter[str]
-) -> dict[str, Any]:
-    """Return what the manifest says of the rows."""
-    every = [row for split in SPLITS for row in rows[split]]
-    used = sorted({row["source"] for row in every})
-    return {
-        "recipe": settings_dict(recipe),
-        "content_hash": sha256_json([rows[split] for split in SPLITS]),
-        "n_rows": {split: len(rows[split]) for split in SPLITS},
-        "counts": {
-            split: dict(sorted(Counter(f"{row['language']}/{row['task']}" for row in rows[split]).items()))
-            for split in SPLITS
-        },
-        "dropped": dict(sorted(dropped.items())),
-        "sources": {
-            name: {
-                "version": SOURCES[name].version(),
-                "licence": SOURCES[name].licence,
-                "what": SOURCES[name].what,
-            }
-            for name in used
-        },
-        "split_rule": "generalise: by the hash of the value, 80/10/10 %; remember: the same facts, asked "
-        "in a phrasing that is kept for testing",
-    }
-
-
-def build_dataset(recipe_path: str | Path, output: str | Path, overrides: Sequence[str] = ()) -> Path:
+def build_dataset(
+    recipe_path: str | Path,
+    output: str | Path,
+    overrides: Sequence[str] = (),
+    options: BuildOptions | None = None,
+) -> Path:
     """Build the dataset of a recipe into a folder, whole or not at all, and return the folder.
 
     Raises:
-        UserError: a bad recipe, a language without phrasings, a missing source, no rows at all.
+        UserError: a bad recipe, a source that cannot be read, licences that are not allowed, a teacher that
+            stops, no rows to train on; the parts that were finished are kept for the next run.
     """
+    options = options or BuildOptions()
     recipe = load_recipe(recipe_path, list(overrides))
-    dropped: Counter[str] = Counter()
-    rows: dict[Split, list[Row]] = {split: split_rows(recipe, split, dropped) for split in SPLITS}
-    for split in SPLITS:
-        if not rows[split]:
-            reasons = "; ".join(dropped) or "no task has phrasings in these languages"
-            raise UserError(f"{recipe_path}: the {split} split is empty ({reasons})")
-    refuse_leaks(rows)
-    body = manifest_body(recipe, rows, dropped)
-    with whole_folder(output) as folder:
-        save_rows(rows, body["content_hash"], folder)
+    setting = _setting(recipe, Path(recipe_path), Path(output), options)
+    locked = None
+    if options.locked:
+        beside = Path(recipe_path).with_suffix(".lock.json")
+        locked = read_lock([beside, Path(output) / LOCK_FILE])
+        refuse_other(locked, lock_body(setting, None, ""))
+    outcome = run_chain(setting)
+    with (
+        whole_folder(output) as folder,
+        tempfile.TemporaryDirectory(prefix="order-", dir=setting.work) as buckets,
+    ):
+        roots = sample_roots(outcome.reports)
+        content_hash, kept = _save_rows(setting, outcome, folder, Path(buckets), roots)
+        lock = lock_body(setting, outcome, content_hash)
+        if locked is not None:
+            refuse_other(locked, lock)
+        body = manifest_body(setting, outcome, content_hash)
         write_artefact(
             folder / "manifest.json", "dataset_manifest", {"recipe": sha256_file(recipe_path)}, body
         )
+        write_json(folder / LOCK_FILE, lock)
+        samples = samples_body(outcome, kept, recipe.pii is not None)
+        write_json(folder / "samples.json", samples)
+        publish(folder, body, samples)
     counts = ", ".join(f"{n:,} {split}" for split, n in body["n_rows"].items())
-    print(f"data      {counts} rows, {sum(dropped.values())} dropped -> {output}")
+    n_rejected = sum(report.rejected.total() for report in outcome.reports)
+    n_gone = sum(body["dropped"].values()) + n_rejected
+    print(f"data      {counts} rows, {n_gone:,} dropped -> {output}")
     return Path(output)
 
 
-def save_rows(rows: dict[Split, list[Row]], content_hash: str, folder: Path) -> None:
-    """Save the splits as Arrow; the fingerprint comes from the content, so that the bytes do too."""
-    splits = {}
+def _setting(recipe: RecipeConfig, path: Path, output: Path, options: BuildOptions) -> Setting:
+    folder = path.resolve().parent
+    work = Path(options.work) if options.work else output.with_name(f"{output.name}.parts")
+    if is_inside(work, [output]):
+        raise UserError(f"--work {work} is inside the dataset's folder {output}; choose a folder beside it")
+    if options.engine not in ENGINES:
+        raise UserError(f"there is no engine {options.engine!r}: use {' or '.join(ENGINES)}")
+    translate, variants = recipe.translate, recipe.variants
+    if translate is not None and translate.glossary is not None:
+        glossary = allowed_path(str(translate.glossary), folder, options.allowed)
+        translate = replace(translate, glossary=glossary)
+    if variants is not None and variants.glossary is not None:
+        glossary = allowed_path(str(variants.glossary), folder, options.allowed)
+        variants = replace(variants, glossary=glossary)
+    tokenizer = options.tokenizer
+    if name := recipe.chat.tokenizer:
+        is_folder = name.startswith((".", "/"))
+        place = str(allowed_path(name, folder, options.allowed)) if is_folder else name
+        tokenizer = Tokenizer(name, place, recipe.chat.revision)
+    return Setting(
+        recipe=recipe,
+        name=str(path),
+        folder=folder,
+        allowed=options.allowed,
+        work=work,
+        reply_cache=work.with_name(f"{output.name}.replies.sqlite"),
+        key_file=work.with_name(f"{output.name}.pii-key"),
+        engine=_engine(options, work),
+        n_workers=options.n_workers,
+        translate=translate,
+        variants=variants,
+        tokenizer=tokenizer,
+        tokenizer_hash=tokenizer_hash(tokenizer) if tokenizer else "",
+    )
+
+
+def _engine(options: BuildOptions, work: Path) -> Engine:
+    if options.engine == "processes":
+        return workers.run_parts
+    from data_recipes.parts import datatrove_engine  # imported late: an optional extra
+
+    executor = "ray" if options.engine == "ray" else "processes"
+    cluster = datatrove_engine.Cluster(str(work / "datatrove"), executor, options.nodes)
+    return partial(datatrove_engine.run_parts, cluster=cluster)
+
+
+def _save_rows(
+    setting: Setting, outcome: Outcome, folder: Path, buckets: Path, roots: set[str]
+) -> tuple[str, set[str]]:
+    """Write the Arrow files; return the content hash, and which of `roots` are in the dataset."""
+    n_rows = outcome.reports[-1].n_out
+    ordered = OrderedRows(outcome.parts, n_rows, setting.recipe.seed, buckets)
+    content, files, kept = ContentHash(), dict[Split, Path](), set[str]()
+
+    def noted(split: Split) -> Any:
+        for record in content.split(ordered.records(split)):
+            if (root := root_id(record)) in roots:
+                kept.add(root)
+            yield record
+
     for split in SPLITS:
-        table = Dataset.from_list(rows[split], features=FEATURES).data
-        splits[split] = Dataset(table, fingerprint=sha256_json([content_hash, split])[:16])
-    progress = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        DatasetDict(splits).save_to_disk(str(folder))
-    finally:
-        if not progress:
-            datasets.enable_progress_bars()
+        path = buckets / f"{split}.arrow"
+        if write_arrow(noted(split), path):
+            files[split] = path
+        elif split == "train":
+            raise UserError(f"{setting.name}: the train split is empty ({_why_empty(outcome)})")
+    content_hash = content.hexdigest()
+    save_splits(files, content_hash, folder)
+    return content_hash, kept
 
 
-def read_split(folder: str | Path, split: Split) -> Dataset:
-    """Read one split of a built dataset.
-
-    Raises:
-        UserError: it is missing, damaged or empty.
-    """
-    empty = f"the {split} split of {folder} is empty: the recipe must give it at least one row"
-    try:
-        found = datasets.load_from_disk(str(Path(folder) / split))
-    except IndexError as error:  # datasets 5.2 saves an empty split and cannot read it back
-        raise UserError(empty) from error
-    except Exception as error:  # Arrow, JSON and OS errors all mean the same to the user
-        raise UserError(
-            f"cannot read the {split} split of {folder} ({type(error).__name__}: {error}); "
-            "make it again with `local-experts data`"
-        ) from error
-    if not isinstance(found, Dataset) or len(found) == 0:
-        raise UserError(empty)
-    return found
+def _why_empty(outcome: Outcome) -> str:
+    reasons = [
+        f"{report.name}: {reason} {n:,}"
+        for report in outcome.reports
+        for reason, n in sorted(report.rejected.items())
+    ]
+    return "; ".join(reasons) or "its sources and tasks gave no row"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`local-experts data RECIPE [key=value ...] --output DIR`."""
+    """`local-experts data RECIPE [key=value ...] --output DIR [--workers N] [--work DIR] [--locked] ...`."""
     parser = argparse.ArgumentParser(prog="local-experts data", description="build the dataset of a recipe")
     parser.add_argument("recipe", metavar="RECIPE", help="as configs/recipes/tamil_locale.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as train_rows_per_task=40")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the dataset")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
+    parser.add_argument("--work", metavar="DIR", help="folder of unfinished work (default: OUTPUT.parts)")
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="DIR", help="a folder the recipe may read too"
+    )
+    parser.add_argument(
+        "--locked", action="store_true", help="refuse a build that would differ from recipe.lock.json"
+    )
+    parser.add_argument("--engine", choices=ENGINES, default="processes", help="what runs the parts")
+    parser.add_argument(
+        "--node",
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help='of --engine datatrove: a machine, as "ssh worker-1"; "" is this one',
+    )
     arguments = parser.parse_intermixed_args(argv)
-    build_dataset(arguments.recipe, arguments.output, arguments.overrides)
+    options = BuildOptions(
+        n_workers=arguments.workers,
+        work=arguments.work,
+        allowed=tuple(Path(folder) for folder in arguments.allow),
+        locked=arguments.locked,
+        engine=arguments.engine,
+        nodes=tuple(arguments.node) or ("",),
+    )
+    build_dataset(arguments.recipe, arguments.output, arguments.overrides, options)
     return 0

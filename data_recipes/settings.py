@@ -3,7 +3,7 @@
 An option is one dataclass field. A YAML file and "a.b=value" changes fill it; nothing else declares it.
 Understood: nested dataclasses, list[X], tuple[X, ...], tuple[X, Y], dict[str, X], Literal, X | None, int,
 float, bool, str, Path and Any. A dataclass may define `problems() -> list[str]`, each "key: reason", for
-ranges and impossible pairs.
+ranges and impossible pairs, or raise UserError when it is made.
 """
 
 from __future__ import annotations
@@ -183,7 +183,10 @@ class _Reader:
         """Build the dataclass and ask for its own problems; meanwhile the default stands for a bad value."""
         if any(item.name in bad and not _has_default(item) for item in dataclasses.fields(cls)):
             return BAD
-        settings = cls(**good)
+        try:
+            settings = cls(**good)
+        except UserError as error:  # a class that holds its own values to account
+            return self.note(key, BAD, str(error))
         for problem in settings.problems() if hasattr(settings, "problems") else []:
             name, _, reason = problem.partition(": ")
             if name not in bad:

@@ -27,6 +27,7 @@ from data_recipes.writing.digits import fold_digits
 
 Value = dict[str, Any]  # what a row is about, in plain JSON: {"date": "2026-03-14"}
 Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 FIRST_YEAR, N_YEARS = 1950, 100
 HOLIDAY_YEARS = range(2024, 2029)
@@ -177,6 +178,9 @@ TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
 # words.
 TASKS_WITHOUT_OWN_WORDS = frozenset({"rupees"})
 
+# The checker of test rows that come from sources: their value holds the one answer that is right.
+REFERENCE = "reference"
+
 
 @cache
 def known_values(name: str, code: str) -> tuple[Value, ...]:
@@ -222,14 +226,17 @@ def check(checker: str, language: str, value: str, answer: str) -> bool:
     White space and Unicode form do not matter, nor the script of the digits; everything else does.
 
     Args:
-        checker: the name of a task.
+        checker: the name of a task, or REFERENCE.
         language: code of the language that the answer must be in.
         value: canonical JSON, as in the row's column `value`.
 
     Raises:
         UserError: an unknown checker.
     """
-    if checker not in TASKS:
-        raise UserError(f"unknown checker {checker!r}: known are {', '.join(TASKS)}")
-    expected = TASKS[checker].answer(json.loads(value), language)
+    if checker == REFERENCE:
+        expected = json.loads(value)["answer"]
+    elif checker in TASKS:
+        expected = TASKS[checker].answer(json.loads(value), language)
+    else:
+        raise UserError(f"unknown checker {checker!r}: known are {REFERENCE}, {', '.join(TASKS)}")
     return expected is not None and fold_digits(normalise(answer)) == fold_digits(normalise(expected))

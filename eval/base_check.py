@@ -18,9 +18,9 @@ import torch
 from jinja2 import Template
 
 from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact, write_text
-from data_recipes.build import split_rows
 from data_recipes.corpus import INSTRUCTED, running_text
 from data_recipes.languages import LANGUAGES, language
+from data_recipes.locale_rows import split_rows
 from data_recipes.recipe import RecipeConfig
 from data_recipes.tasks import TASKS, TASKS_WITHOUT_OWN_WORDS, check
 from eval.generate import generate_answers

@@ -22,7 +22,7 @@ from data_recipes.artefact import (
     sha256_json,
     write_artefact,
 )
-from data_recipes.build import read_split
+from data_recipes.dataset import read_split
 from data_recipes.text import script_share
 from eval.compare import CONFIDENCE_PERCENT, paired_bootstrap_of_sums, ratio_of_sums
 from eval.generate import AnswerLoss, answer_nll, generate_answers
@@ -211,7 +211,8 @@ def evaluate_stage(config: RunConfig) -> Path:
     """
     folder = Path(config.output)
     manifest = read_artefact(folder / "data" / "manifest.json", "dataset_manifest")
-    rows = cap_rows(read_split(folder / "data", "test").to_list(), config.eval.max_rows_per_task, config.seed)
+    test: list[Row] = [dict(row) for row in read_split(folder / "data", "test")]
+    rows = cap_rows(test, config.eval.max_rows_per_task, config.seed)
     trained = read_artefact(folder / "adapter" / "train.json", "train_result")
     if trained["inputs"]["data"] != manifest["content_hash"]:
         # Its training rows may be among the test rows of today.

@@ -17,15 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from data_recipes.languages import LANGUAGES
+from data_recipes.publishing.page_frame import COLOURS
 
-# In a notebook and on a light page, and on a dark page. No two may be equal: they are found by value.
-COLOURS = {
-    "ink": ("#1d2733", "#e8edf2"),
-    "muted": ("#5c6874", "#a3b0bd"),
-    "grid": ("#dde2e7", "#35414d"),
-    "base": ("#b4530a", "#f0a868"),
-    "tuned": ("#0e64b0", "#74b9f5"),
-}
 INK, MUTED, GRID, BASE, TUNED = (light for light, _ in COLOURS.values())
 STYLE: dict[Any, Any] = {
     "font.size": 9,

@@ -7,17 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from data_recipes.writing.graphemes import graphemes
-from eval.figures import COLOURS, forgetting_figure, gain_figure, inline_svg, language_name, loss_figure
+from data_recipes.publishing.page_frame import COLOURS, cut_text, page_environment
+from eval.figures import forgetting_figure, gain_figure, inline_svg, language_name, loss_figure
 from eval.routing_figures import coverage_figure, difference_figure, routing_figure, similarity_figure
 from finetune.profiling.profile import Kinds, Profile
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-MAX_SHOWN_GRAPHEMES = 240
 
 # Name, digits after the point, whether higher is better, and what it is.
 METRICS = {
@@ -49,12 +47,10 @@ def render_page(
         plan: body of plan.json: which experts were tuned.
         metrics: lines of metrics.jsonl.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = page_environment(TEMPLATE.parent)
     environment.filters |= {"language": language_name, "words": _words, "cut": cut_text, "size": _size}
     environment.globals |= {"cells": comparison_cells, "verdict": verdict}
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    template = environment.get_template(TEMPLATE.name)
     return template.render(
         report=report,
         metrics=METRICS,
@@ -82,12 +78,6 @@ def verdict(found: Mapping[str, float], metric: str) -> str:
     if found["low"] <= 0 <= found["high"]:
         return "not clear"
     return "better" if (found["low"] > 0) == METRICS[metric][2] else "worse"
-
-
-def cut_text(text: str) -> str:
-    """At most so many graphemes: cut by code points, a vowel sign would lose its letter."""
-    cut = graphemes(text)
-    return text if len(cut) <= MAX_SHOWN_GRAPHEMES else "".join(cut[:MAX_SHOWN_GRAPHEMES]) + "…"
 
 
 def _result_figures(report: Mapping[str, Any]) -> list[dict[str, Any]]:

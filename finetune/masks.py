@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from transformers import GenerationConfig
 
 from data_recipes.artefact import UserError
-from data_recipes.build import read_split
 from data_recipes.chats.chat_template import read_template, stop_token_ids
 from data_recipes.chats.mask_audit import AuditOptions, AuditReport, audit
 from data_recipes.chats.mask_view import show
+from data_recipes.dataset import read_split
 from finetune.config import BaseConfig, RunConfig, config_parser, load_run_config
 from finetune.model import load_tokenizer, resolve_model_path
 

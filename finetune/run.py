@@ -127,13 +127,16 @@ def output_hashes(stage: Stage, config: RunConfig) -> dict[str, dict[str, str]]:
 
 
 def data_inputs(config: RunConfig) -> dict[str, str]:
-    """The recipe, its changes, and the package that makes rows of it (phrasings, facts, generators)."""
+    """The recipe, all that it reads, the package that makes rows of it, and the tokenizer it counts with."""
+    recipe = importlib.import_module("data_recipes.recipe")  # late: `--help` should not wait for numpy
     package = Path(data_recipes.__file__).parent
     files = sorted(file for file in package.rglob("*") if file.suffix in (".py", ".yaml"))
     return {
         "recipe": sha256_file(config.data.recipe),
         "changes": sha256_json(config.data.overrides),
         "generators": sha256_json([sha256_file(file) for file in files]),
+        "reads": recipe.recipe_inputs_hash(config.data.recipe, config.data.overrides),
+        "tokenizer": sha256_json([config.base.model, config.base.revision]),
     }
 
 
@@ -223,7 +226,9 @@ STAGES = (
 def build_data(config: RunConfig) -> None:
     """Build the run's dataset."""
     build = importlib.import_module("data_recipes.build")
-    build.build_dataset(config.data.recipe, Path(config.output) / "data", config.data.overrides)
+    place = str(SHIPPED_MODELS.get(config.base.model, config.base.model))
+    options = build.BuildOptions(tokenizer=build.Tokenizer(config.base.model, place, config.base.revision))
+    build.build_dataset(config.data.recipe, Path(config.output) / "data", config.data.overrides, options)
 
 
 def _late(module: str, function: str) -> StageFunction:

@@ -27,7 +27,7 @@ from data_recipes.artefact import (
     whole_folder,
     write_artefact,
 )
-from data_recipes.build import read_split
+from data_recipes.dataset import read_split
 from data_recipes.settings import settings_dict
 from finetune import cli
 from finetune.adapters.adapter import adapter_parameters, attach

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from data_recipes.build import split_rows
+from data_recipes.locale_rows import split_rows
 from data_recipes.recipe import load_recipe
 from finetune.adapters.adapter import attach
 from finetune.benching.bench_model import random_plan

@@ -14,9 +14,9 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from data_recipes.build import split_rows
 from data_recipes.chats.chat_template import read_template
 from data_recipes.chats.mask_audit import audited_mask
+from data_recipes.locale_rows import split_rows
 from data_recipes.recipe import load_recipe
 from finetune.config import SHIPPED_MODELS
 

@@ -15,11 +15,12 @@ from babel import Locale
 from babel.dates import format_date, format_datetime, format_time
 from babel.numbers import format_compact_decimal, format_currency, format_decimal
 
-from data_recipes.build import SPLITS, split_rows
+from data_recipes.locale_rows import split_rows
 from data_recipes.pii.recognisers import find_pii
 from data_recipes.recipe import load_recipe
 from data_recipes.screening.comparison import contents
 from data_recipes.sources import django_catalogue
+from data_recipes.tasks import SPLITS
 from data_recipes.writing.digits import write_digits
 from tests import pii_samples
 

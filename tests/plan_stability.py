@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_recipes.build import split_rows
+from data_recipes.locale_rows import split_rows
 from data_recipes.recipe import load_recipe
 from finetune.config import ProfileConfig, load_run_config
 from finetune.model import load_model

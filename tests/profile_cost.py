@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from data_recipes.build import split_rows
+from data_recipes.locale_rows import split_rows
 from data_recipes.recipe import load_recipe
 from finetune.config import load_run_config
 from finetune.model import load_model

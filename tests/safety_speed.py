@@ -10,13 +10,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from data_recipes.build import SPLITS, split_rows
+from data_recipes.locale_rows import split_rows
 from data_recipes.pii.step import PiiOptions, remove_pii
 from data_recipes.recipe import load_recipe
 from data_recipes.screening.contamination import index_test_sets, keep_out
 from data_recipes.screening.duplicates import DuplicateOptions, drop_duplicates, signatures
 from data_recipes.screening.licences import check_licences
 from data_recipes.steps import Row
+from data_recipes.tasks import SPLITS
 from tests.pii_rates import RECIPES
 
 

@@ -68,7 +68,7 @@ class Stages:
 def micro_config(folder: Path) -> RunConfig:
     build_tiny_model(vocab_size=262, initializer_range=0.3).save_pretrained(folder / "base")
     build_tiny_tokenizer().save_pretrained(folder / "base")
-    (folder / "recipe.yaml").write_text("name: none")
+    (folder / "recipe.yaml").write_text("name: none\nlanguages: [ta]")
     return RunConfig(
         name="micro",
         output=str(folder / "run"),

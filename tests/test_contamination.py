@@ -1,8 +1,11 @@
 """Test sets are kept out: whole or in part, in every script, and with what was made from their English."""
 
+import random
+
 import pytest
 
 from data_recipes.artefact import UserError
+from data_recipes.screening import comparison
 from data_recipes.screening.contamination import (
     ContaminationOptions,
     contaminated_ids,
@@ -117,3 +120,35 @@ def test_empty_test_sets_and_wrong_options_are_errors():
         index_test_sets({})
     with pytest.raises(UserError, match=r"share=0 .*words=0"):
         ContaminationOptions(share=0, words=0)
+
+
+def test_rows_that_hold_a_share_of_a_test_text_are_those_of_comparing_all_pairs():
+    """The oracle compares every row with every test text, without an index."""
+    rng = random.Random(3)
+    vocabulary = [*HINDI.split(), *OTHER.split(), *ENGLISH.split()]
+    texts = [" ".join(rng.choices(vocabulary, k=rng.randint(4, 12))) for _ in range(60)]
+    rows = []
+    for number in range(240):
+        words = rng.choice(texts).split()
+        for place in rng.sample(range(len(words)), rng.randint(0, 3)):
+            words[place] = rng.choice(vocabulary)
+        rows.append(row(" ".join([*rng.choices(vocabulary, k=rng.randint(0, 4)), *words]), str(number)))
+    options = ContaminationOptions(words=1000)
+
+    def forms(text: str) -> list[set[str]]:
+        written = comparison.grapheme_shingles(text, options.graphemes)
+        return [written, comparison.skeleton_shingles(text, options.letters)]
+
+    shares, tests = (options.share, options.skeleton_share), [forms(text) for text in texts]
+    expected = {
+        r["id"]
+        for r in rows
+        for test in tests
+        for own, of_test, share in zip(forms(r["messages"][0]["content"]), test, shares, strict=True)
+        if len(of_test) >= options.min_runs and len(own & of_test) >= share * len(of_test)
+    }
+    index = index_test_sets({"made": texts}, options)
+    gone = {item.row_id for item in keep_out(rows, index) if isinstance(item, Rejected)}
+    whole = {r["id"] for r in rows if r["messages"][0]["content"] in texts}
+    assert 40 < len(expected) < 200 and expected - whole
+    assert gone == expected | whole

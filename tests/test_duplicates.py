@@ -2,20 +2,23 @@
 
 import itertools
 import random
+import resource
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_recipes.artefact import UserError
 from data_recipes.screening import duplicates
+from data_recipes.screening.candidates import BYTES_PER_ROW, save_signatures
 from data_recipes.screening.comparison import contents, grapheme_shingles
 from data_recipes.screening.duplicates import (
-    BYTES_PER_ROW,
     DuplicateOptions,
     drop_duplicates,
     find_duplicates,
     signatures,
+    without_duplicates,
 )
 from data_recipes.steps import Rejected
 from tests.test_comparison import MINIMAL_PAIRS
@@ -105,6 +108,42 @@ def test_signatures_of_parts_stack_to_those_of_the_whole():
     parts = np.concatenate([signatures(rows[:7], options), signatures(rows[7:], options)])
     assert np.array_equal(parts, signatures(rows, options))
     assert parts.shape[1] * 4 == BYTES_PER_ROW == 260
+
+
+def test_files_of_parts_in_any_order_give_what_the_array_gives(tmp_path: Path):
+    texts = [*sentences(60, 8), HINDI, HINDI + " जी", HINDI, HINDI + " जी हाँ"]
+    rows = [row(str(i), text) for i, text in enumerate(texts)]
+    rows.append(row("twin", ROMANISED, "hi-Latn", "Latn"))
+    options = DuplicateOptions()
+    paths = []
+    for start, end in ((0, 7), (7, 7), (7, 62), (62, len(rows))):
+        paths.insert(0, tmp_path / f"{start}-{end}.npy")
+        save_signatures(paths[0], signatures(rows[start:end], options))
+    found = find_duplicates(paths, lambda: iter(rows), options)
+    assert {duplicate.kind for duplicate in found.values()} == {"exact", "near", "twin"}
+    assert found == find_duplicates(signatures(rows, options), lambda: iter(rows[::-1]), options)
+    # A part needs to know of its own rows only.
+    part = {gone: duplicate for gone, duplicate in found.items() if gone in {r["id"] for r in rows[62:]}}
+    done = list(without_duplicates(rows[62:], part, options))
+    assert [item.row_id for item in done if isinstance(item, Rejected)] == [
+        r["id"] for r in rows[62:] if r["id"] in found
+    ]
+    assert len(list(tmp_path.iterdir())) == len(paths)
+    assert find_duplicates([], lambda: iter([]), options) == {}
+
+
+def test_a_full_disk_is_one_message(tmp_path: Path):
+    rows = [row(str(i), HINDI + " जी" * i) for i in range(3)]
+    save_signatures(tmp_path / "0.npy", signatures(rows, DuplicateOptions()))
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, former[1]))
+    try:
+        with pytest.raises(
+            UserError, match="cannot keep what is compared of possible duplicates: File too l"
+        ):
+            find_duplicates([tmp_path / "0.npy"], lambda: iter(rows), DuplicateOptions())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
 def test_near_duplicates_are_those_of_true_jaccard_similarity_over_all_pairs():

@@ -10,11 +10,11 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
 from data_recipes.artefact import UserError
-from data_recipes.build import split_rows
 from data_recipes.chats.chat_template import read_template
 from data_recipes.chats.control_tokens import typed_control_tokens, without_control_tokens
 from data_recipes.chats.mask_audit import AuditOptions, Fertility, audit
 from data_recipes.chats.mask_view import show
+from data_recipes.locale_rows import split_rows
 from data_recipes.recipe import load_recipe
 from data_recipes.steps import Rejected
 from finetune.batches import IGNORED_LABEL, encode_rows

@@ -10,10 +10,10 @@ import pytest
 from made_up_profiles import made_up_profile
 
 from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact
+from data_recipes.publishing.page_frame import COLOURS, cut_text
 from eval.evaluate import Answers, compare_answers
-from eval.figures import COLOURS
 from eval.generate import AnswerLoss
-from eval.page import comparison_cells, cut_text, verdict
+from eval.page import comparison_cells, verdict
 from eval.report import choose_examples, finding, main, model_note, report_stage
 from finetune.config import DataConfig, RunConfig, TrainConfig
 from finetune.profiling.profile import write_profile

@@ -30,6 +30,7 @@ KINDS = (
     "PHONE",
 )
 _NUMBERS = ("AADHAAR_VID", "AADHAAR", "PHONE")
+_ORDER = {kind: i for i, kind in enumerate(KINDS)}
 _ANY_SIGN = re.compile("[0-9@]")
 
 
@@ -58,7 +59,9 @@ def find_pii(text: str, kinds: tuple[str, ...] = KINDS, presidio: tuple[str, ...
         if candidate.kind in kinds
     ]
     candidates += find_by_presidio(folded, presidio)
-    order = {kind: i for i, kind in enumerate((*KINDS, *presidio))}
+    if not candidates:
+        return []
+    order = _ORDER | {kind: len(_ORDER) + i for i, kind in enumerate(presidio)}
     candidates.sort(key=lambda c: (not c.certain, order[c.kind], c.start, -c.end))
     found: list[Finding] = []
     taken = bytearray(len(folded))

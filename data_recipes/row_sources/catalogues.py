@@ -95,17 +95,7 @@ def read(options: CatalogueOptions, folder: Path, allowed: Sequence[Path] = ()) 
     """
     found = _open(options, folder, allowed)
     locale = options.locale or options.language
-    paths = [path for path in found.paths if any(fnmatchcase(path, pattern) for pattern in options.match)]
-    chosen = [path for path in paths if _with_locale(path, locale, locale) is not None]
-    # A .mo is made from the .po beside it, which also says what is fuzzy.
-    chosen = [p for p in chosen if not (p.endswith(".mo") and f"{p[:-3]}.po" in found.paths)]
-    if not chosen:
-        near = sorted({part for path in paths for part in _parts(path) if part.startswith(options.language)})
-        raise UserError(
-            f"{found.provenance.source} holds no catalogue of the locale {locale!r} that matches "
-            f"{', '.join(options.match)}; set `locale` to the name it uses"
-            + (f": {', '.join(near[:8])}" if near else "")
-        )
+    chosen = _chosen(options, found)
     for path in chosen:
         provenance = found.provenance
         try:
@@ -117,6 +107,38 @@ def read(options: CatalogueOptions, folder: Path, allowed: Sequence[Path] = ()) 
         except (BadCatalogue, OSError, EOFError, zipfile.BadZipFile, zlib.error, UserError) as error:
             where = f"{provenance.source}/{path}"
             yield Rejected(where, STEP, "an unreadable catalogue", f"{where}: {error}")
+
+
+def fingerprint(options: CatalogueOptions, folder: Path, allowed: Sequence[Path] = ()) -> tuple[str, str]:
+    """Return the version of a source and one hash over the catalogues that `read` would read.
+
+    Raises:
+        UserError: as `read`.
+    """
+    found = _open(options, folder, allowed)
+    hashes: dict[str, str] = {}
+    for path in _chosen(options, found):
+        try:
+            hashes[path] = hashlib.sha256(found.data(path)).hexdigest()
+        except (BadCatalogue, OSError, EOFError, zipfile.BadZipFile, zlib.error, UserError):
+            hashes[path] = "unreadable"  # `read` says why
+    return found.provenance.revision, sha256_json(hashes)
+
+
+def _chosen(options: CatalogueOptions, found: Catalogues) -> list[str]:
+    locale = options.locale or options.language
+    paths = [path for path in found.paths if any(fnmatchcase(path, pattern) for pattern in options.match)]
+    chosen = [path for path in paths if _with_locale(path, locale, locale) is not None]
+    # A .mo is made from the .po beside it, which also says what is fuzzy.
+    chosen = [p for p in chosen if not (p.endswith(".mo") and f"{p[:-3]}.po" in found.paths)]
+    if not chosen:
+        near = sorted({part for path in paths for part in _parts(path) if part.startswith(options.language)})
+        raise UserError(
+            f"{found.provenance.source} holds no catalogue of the locale {locale!r} that matches "
+            f"{', '.join(options.match)}; set `locale` to the name it uses"
+            + (f": {', '.join(near[:8])}" if near else "")
+        )
+    return chosen
 
 
 def pair_row(pair: Pair, provenance: Provenance, options: Any) -> Row:

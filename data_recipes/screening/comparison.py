@@ -6,6 +6,8 @@ in it, so that minimal pairs (कल and कुल, পতা and পুতা) 
 
 import json
 import re
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 from anyascii import anyascii
@@ -27,8 +29,12 @@ _DIGRAPHS = str.maketrans(
     {"x": "ks", "q": "k", "g": "k", "z": "s", "j": "s", "c": "s", "d": "t"}
 ) | str.maketrans({"f": "p", "b": "p", "v": "p", "w": "p", "m": "n"})
 _NOT_COMPARED = re.compile(r"[^a-z0-9\s]")
-_SILENT = re.compile(r"(?<=[a-z])h|[aeiouy]")
-_DOUBLED = re.compile(r"([a-z])\1+")
+_COMPARED = {
+    code: None if _NOT_COMPARED.match(chr(code)) else _DIGRAPHS.get(code, chr(code)) for code in range(128)
+}
+_ASPIRATION = re.compile(r"(?<=[a-z])h")
+_VOWELS = str.maketrans("", "", "aeiouy")
+_DOUBLED = re.compile(r"([a-z])(?=\1)")
 
 
 def contents(row: Row) -> list[tuple[str, str]]:
@@ -46,6 +52,18 @@ def contents(row: Row) -> list[tuple[str, str]]:
     return found
 
 
+class _Latin(dict[int, str]):
+    """AnyASCII's letters of each character that was met, in lower case: it looks at one at a time."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = anyascii(chr(code)).lower()
+        return self[code]
+
+
+_LATIN = _Latin({ord("ழ"): anyascii("ல").lower()})
+
+
+@lru_cache(maxsize=1)  # the forms of a text are asked for one after the other
 def key(text: str) -> str:
     """Return the declared normalisation key of a text (`KEY`)."""
     return normalise(fold_digits(_LONE_SURROGATE.sub("\ufffd", text)))
@@ -58,7 +76,11 @@ def numbers(text: str) -> tuple[str, ...]:
 
 def grapheme_shingles(text: str, n: int) -> set[str]:
     """Return all runs of `n` graphemes of a text's key in lower case; the whole of a shorter one."""
-    return _runs(graphemes(key(text).casefold()), n)
+    folded = key(text).casefold()
+    starts = [0, *accumulate(map(len, graphemes(folded)))]
+    if len(starts) - 1 <= n:
+        return {folded} if folded else set()
+    return {folded[start:end] for start, end in zip(starts, starts[n:], strict=False)}
 
 
 def skeleton(text: str) -> str:
@@ -67,25 +89,22 @@ def skeleton(text: str) -> str:
     AnyASCII gives one Latin spelling for each letter of any script; vowels, aspiration and voice then go,
     since people romanise these in many ways. Far too coarse to say that two short texts are one.
     """
-    latin = _NOT_COMPARED.sub("", anyascii(key(text).replace("ழ", "ல")).lower().replace("zh", "l"))
-    folded = _SILENT.sub("", latin.translate(_DIGRAPHS))
-    return " ".join(_DOUBLED.sub(r"\1", folded).split())
+    latin = key(text).translate(_LATIN).replace("zh", "l").translate(_COMPARED)
+    folded = _ASPIRATION.sub("", latin).translate(_VOWELS)
+    return " ".join(_DOUBLED.sub("", folded).split())
 
 
 def skeleton_shingles(text: str, n: int) -> set[str]:
     """Return all runs of `n` signs of a text's skeleton, spaces among them."""
-    return _runs(list(skeleton(text)), n)
+    signs = skeleton(text)
+    if len(signs) <= n:
+        return {signs} if signs else set()
+    return {signs[i : i + n] for i in range(len(signs) - n + 1)}
 
 
 def hashes(shingles: set[str]) -> set[int]:
     """Return 64-bit hashes of shingles, the same in every process."""
-    return set(RMinHash.hash_token_sets([sorted(shingles)])[0])
-
-
-def _runs(signs: list[str], n: int) -> set[str]:
-    if len(signs) <= n:
-        return {"".join(signs)} if signs else set()
-    return {"".join(signs[i : i + n]) for i in range(len(signs) - n + 1)}
+    return set(RMinHash.hash_token_sets([list(shingles)])[0])
 
 
 def _json(value: Any) -> str:

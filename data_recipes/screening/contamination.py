@@ -1,7 +1,7 @@
 """Keep test sets out of the rows, in every script, and the rows that were made from a kept-out English one.
 
 Reads the texts of named test sets; rows go in, rows or rejections come out. What is held in memory grows with
-the test sets and not with the rows. A row is contaminated when, in one of two forms,
+the test sets and not with the rows: some 12 bytes a run. A row is contaminated when, in one of two forms,
 
 - one of its messages holds at least `share` of a test text's runs of graphemes, or
 - it holds a run of `words` words of one, or
@@ -11,10 +11,11 @@ The forms are the text's key in lower case, and its consonant skeleton: a test q
 found romanised, and one in Latin letters in Tamil script.
 """
 
-from collections import Counter
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import regex
 
 from data_recipes.artefact import UserError
@@ -62,6 +63,100 @@ class Contact:
     how: str  # "runs", "words" or "whole"
 
 
+@dataclass(frozen=True)
+class Postings:
+    """Which test texts hold a hash: two arrays of one length, by hash and then by text."""
+
+    hashes: np.ndarray  # uint64
+    items: np.ndarray  # int32, the number of a test text
+
+    def of(self, wanted: set[int]) -> np.ndarray:
+        """Return the texts that hold some hashes, each as often as it holds one."""
+        asked = np.fromiter(wanted, dtype=np.uint64, count=len(wanted))
+        start = self._places(asked)
+        end = self.hashes.searchsorted(self.hashes[start], side="right")
+        n_found = end - start
+        before = n_found.cumsum() - n_found
+        return self.items[(start - before).repeat(n_found) + np.arange(int(n_found.sum()))]
+
+    def first(self, wanted: set[int]) -> int | None:
+        """Return the first text that holds the smallest of some hashes that is held at all."""
+        if not wanted or not len(self.hashes):
+            return None
+        held = self._places(np.fromiter(sorted(wanted), dtype=np.uint64, count=len(wanted)))
+        return int(self.items[held[0]]) if len(held) else None
+
+    def _places(self, asked: np.ndarray) -> np.ndarray:
+        """Return where those of some hashes that are held begin."""
+        if not len(self.hashes):
+            return np.zeros(0, dtype=np.int64)
+        places = self.hashes.searchsorted(asked)
+        return places[self.hashes.take(places, mode="clip") == asked]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of each test text that is long enough, and those for which it is looked at.
+
+    A text of n runs, of which m must be in a row, is in no row that has fewer than k of some n - m + k of its
+    runs (prefix filtering, Chaudhuri et al. 2006): the rarest, so that few rows have so many by chance.
+    """
+
+    hashes: np.ndarray  # uint64, text by text
+    starts: np.ndarray  # int64, of each text, and the end
+    rare: Postings
+    n_needed: np.ndarray  # of the rare runs of each text: k, a third of m
+
+    def held(self, runs: set[int], share: float) -> int | None:
+        """Return the first text of whose runs a row holds at least a share."""
+        found = self.rare.of(runs)
+        if not len(found):
+            return None
+        items, n_found = np.unique(found, return_counts=True)
+        for item in items[n_found >= self.n_needed[items]].tolist():
+            own = self.hashes[self.starts[item] : self.starts[item + 1]].tolist()
+            if len(runs.intersection(own)) >= share * len(own):
+                return item
+        return None
+
+
+@dataclass
+class _Collected:
+    """Hashes and the texts that hold them, as they come."""
+
+    hashes: "array[int]" = field(default_factory=lambda: array("Q"))
+    items: "array[int]" = field(default_factory=lambda: array("i"))
+
+    def add(self, hashes: set[int], item: int) -> None:
+        self.hashes.extend(hashes)
+        self.items.extend([item] * len(hashes))
+
+    def postings(self) -> Postings:
+        return _by_hash(np.frombuffer(self.hashes, np.uint64), np.frombuffer(self.items, np.int32))
+
+    def runs(self, n_items: int, share: float) -> Runs:
+        hashes, items = np.frombuffer(self.hashes, np.uint64), np.frombuffer(self.items, np.int32)
+        n_runs = np.bincount(items, minlength=n_items)
+        starts = np.concatenate([[0], np.cumsum(n_runs)])
+        _, place, frequency = np.unique(hashes, return_inverse=True, return_counts=True)
+        order = np.lexsort((frequency[place], items))
+        n_shared = np.ceil(share * n_runs).astype(np.int64)
+        n_needed = (n_shared + 2) // 3
+        of_order = items[order]
+        is_rare = np.arange(len(order)) - starts[of_order] < (n_runs - n_shared + n_needed)[of_order]
+        order = order[is_rare]
+        return Runs(hashes, starts, _by_hash(hashes[order], items[order]), n_needed)
+
+
+def _by_hash(hashes: np.ndarray, items: np.ndarray) -> Postings:
+    order = np.lexsort((items, hashes))
+    return Postings(hashes[order], items[order])
+
+
+def _no_postings() -> dict[str, Postings]:
+    return {form: Postings(np.zeros(0, np.uint64), np.zeros(0, np.int32)) for form in FORMS}
+
+
 @dataclass
 class TestSets:
     """The named test sets, as hashes of their runs; made by `index_test_sets`."""
@@ -71,10 +166,9 @@ class TestSets:
     options: ContaminationOptions
     names: list[str] = field(default_factory=list)  # of each test text
     n_texts: dict[str, int] = field(default_factory=dict)
-    n_runs: dict[str, list[int]] = field(default_factory=lambda: {form: [] for form in FORMS})
-    runs: dict[str, dict[int, list[int]]] = field(default_factory=lambda: {form: {} for form in FORMS})
-    words: dict[str, dict[int, int]] = field(default_factory=lambda: {form: {} for form in FORMS})
-    whole: dict[str, dict[int, int]] = field(default_factory=lambda: {form: {} for form in FORMS})
+    runs: dict[str, Runs] = field(default_factory=dict)
+    words: dict[str, Postings] = field(default_factory=_no_postings)
+    whole: dict[str, Postings] = field(default_factory=_no_postings)
 
 
 def index_test_sets(
@@ -86,14 +180,26 @@ def index_test_sets(
         UserError: there is no test set, or one has no text.
     """
     index = TestSets(options or ContaminationOptions())
+    runs, words, whole = ({form: _Collected() for form in FORMS} for _ in range(3))
     for name, texts in test_sets.items():
-        for text in texts:
-            if text.strip():
-                _add(index, name, text)
+        for text in (text for text in texts if text.strip()):
+            item = len(index.names)
+            index.names.append(name)
+            index.n_texts[name] = index.n_texts.get(name, 0) + 1
+            for form in FORMS:
+                of_text, of_words, all_of_it = _units(text, form, index.options)
+                if len(of_text) >= index.options.min_runs:
+                    runs[form].add(of_text, item)
+                elif form == "written":  # the skeleton of a short text is that of many others
+                    whole[form].add({all_of_it}, item)
+                words[form].add(of_words, item)
         if name not in index.n_texts:
             raise UserError(f"the test set {name!r} has no text to keep out: check its path and column")
     if not index.names:
         raise UserError("no test set is named: give at least one to keep out, or leave the step out")
+    for form in FORMS:
+        index.runs[form] = runs[form].runs(len(index.names), _share(form, index.options))
+        index.words[form], index.whole[form] = words[form].postings(), whole[form].postings()
     return index
 
 
@@ -144,34 +250,16 @@ def find_contact(texts: Iterable[str], index: TestSets) -> Contact | None:
 
 def _contact(text: str, form: str, index: TestSets) -> Contact | None:
     runs, words, whole = _units(text, form, index.options)
-    if (item := index.whole[form].get(whole)) is not None:
+    if (item := index.whole[form].first({whole})) is not None:
         return Contact(index.names[item], form, "whole")
-    for run in sorted(words & index.words[form].keys()):
-        return Contact(index.names[index.words[form][run]], form, "words")
-    hits: Counter[int] = Counter()
-    for run in runs & index.runs[form].keys():
-        hits.update(index.runs[form][run])
-    share = index.options.share if form == "written" else index.options.skeleton_share
-    for item in sorted(hits):
-        if hits[item] >= share * index.n_runs[form][item]:
-            return Contact(index.names[item], form, "runs")
-    return None
+    if (item := index.words[form].first(words)) is not None:
+        return Contact(index.names[item], form, "words")
+    held = index.runs[form].held(runs, _share(form, index.options)) if form in index.runs else None
+    return None if held is None else Contact(index.names[held], form, "runs")
 
 
-def _add(index: TestSets, name: str, text: str) -> None:
-    item = len(index.names)
-    index.names.append(name)
-    index.n_texts[name] = index.n_texts.get(name, 0) + 1
-    for form in FORMS:
-        runs, words, whole = _units(text, form, index.options)
-        index.n_runs[form].append(len(runs))
-        if len(runs) >= index.options.min_runs:
-            for run in runs:
-                index.runs[form].setdefault(run, []).append(item)
-        elif form == "written":  # the skeleton of a short text is that of many others
-            index.whole[form].setdefault(whole, item)
-        for run in words:
-            index.words[form].setdefault(run, item)
+def _share(form: str, options: ContaminationOptions) -> float:
+    return options.share if form == "written" else options.skeleton_share
 
 
 def _units(text: str, form: str, options: ContaminationOptions) -> tuple[set[int], set[int], int]:

@@ -1,41 +1,47 @@
 """Duplicates: exact ones, near ones by MinHash on graphemes, and a text beside its own romanisation.
 
-Rows go in, twice: once for their signatures, once for the texts of those that may be duplicates. Nothing is
-written. Which of two duplicates stays is decided by a hash of their ids, never by the order of arrival, and
-each row that goes names the one that stays. Memory grows with the rows by `BYTES_PER_ROW` of hashes, and by
-the shingles of the candidates.
+Rows go in; which of two duplicates stays is decided by a hash of their ids, never by the order of arrival,
+and each row that goes names the one that stays. In parts: `signatures` of each part, saved by
+`candidates.save_signatures`; then `find_duplicates` over the files of all parts, in one place; then
+`without_duplicates` of each part, which needs no more of what was found than the ids of that part.
 
 MinHash is rensa's (R-MinHash, 32-bit values), in bands of a few values each. Rows that agree in a whole band
 are candidates: a pair of similarity s with the chance 1 - (1 - s^values)^bands. True Jaccard similarity then
-decides.
+decides. Memory grows by 24 bytes a row, some 50 a band that a candidate shares, and the names of what goes;
+the shingles of the candidates lie in a file without a name.
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  (a compiled module without stubs)
 
 from data_recipes.artefact import UserError
-from data_recipes.screening import comparison
+from data_recipes.screening import candidates, comparison
+from data_recipes.screening.candidates import (
+    BANDS,
+    ROWS_PER_BAND,
+    SINGLE,
+    TWIN,
+    TWIN_BANDS,
+    TWIN_ROWS_PER_BAND,
+    WIDTH,
+)
 from data_recipes.steps import Rejected, Row, with_transform
 
 NAME, VERSION = "duplicates", 1
-# A pair at the threshold of 0.8 is a candidate with 0.9999; half of the pairs of 0.53 are.
-BANDS, ROWS_PER_BAND = 25, 5
-# Spellings differ between romanisations: a pair of 0.6 is a candidate with 0.9996.
-TWIN_BANDS, TWIN_ROWS_PER_BAND = 32, 3
-_ID, _EXACT = slice(0, 4), slice(4, 8)
-_NEAR, _TWIN = slice(8, 8 + BANDS), slice(8 + BANDS, 8 + BANDS + TWIN_BANDS)
-WIDTH = 8 + BANDS + TWIN_BANDS
-BYTES_PER_ROW = 4 * WIDTH
-_SINGLE = 0  # a band value that never makes a candidate
 # Rows of one template share many bands: without bounds each would be compared with all. A row is compared
 # with those it shares most bands with, and a band's value that many rows have says little.
 MAX_COMPARED, MAX_ROWS_PER_VALUE = 50, 200
+TEXTS_IN_MEMORY = 256  # of candidates; all of them lie in the file
 
 Kind = Literal["exact", "near", "twin"]
 
@@ -97,11 +103,18 @@ def drop_duplicates(
         read_rows: gives the same rows at each call, as from the file of the step before; called three times.
 
     Raises:
-        UserError: two rows have one id.
+        UserError: two rows have one id; no room for the shingles.
     """
     options = options or DuplicateOptions()
     found = find_duplicates(signatures(read_rows(), options), read_rows, options)
-    for row in read_rows():
+    yield from without_duplicates(read_rows(), found, options)
+
+
+def without_duplicates(
+    rows: Iterable[Row], found: Mapping[str, Duplicate], options: DuplicateOptions
+) -> Iterator[Row | Rejected]:
+    """Yield each row, or its rejection where `found` has its id."""
+    for row in rows:
         if duplicate := found.get(str(row["id"])):
             yield Rejected(str(row["id"]), NAME, f"{duplicate.kind} duplicate", f"of {duplicate.kept}")
         else:
@@ -126,94 +139,155 @@ def signature(row: Row, options: DuplicateOptions) -> bytes:
     near = _bands(
         comparison.grapheme_shingles(text, options.shingle_graphemes), BANDS, ROWS_PER_BAND, options
     )
-    twin = np.full(TWIN_BANDS, _SINGLE, dtype=np.uint32)
+    twin = np.full(TWIN_BANDS, SINGLE, dtype=np.uint32)
     if options.twins == "drop":
         shingles = comparison.skeleton_shingles(text, options.twin_shingle_letters)
         twin = _bands(shingles, TWIN_BANDS, TWIN_ROWS_PER_BAND, options)
         # The last bit tells the two sides of a twin: values of one side alone make no candidates.
-        twin = np.where(twin == _SINGLE, _SINGLE, twin & ~np.uint32(1) | np.uint32(_is_latin(row)))
+        twin = np.where(twin == SINGLE, SINGLE, twin & ~np.uint32(1) | np.uint32(_is_latin(row)))
     return _hash(str(row["id"])) + _hash(exact) + near.tobytes() + twin.tobytes()
 
 
 def find_duplicates(
-    table: np.ndarray, read_rows: Callable[[], Iterable[Row]], options: DuplicateOptions
+    table: candidates.Table, read_rows: Callable[[], Iterable[Row]], options: DuplicateOptions
 ) -> dict[str, Duplicate]:
     """Return the rows that go, by id.
 
     Exact duplicates go first. Then the rows are taken in the order of their ids' hashes, and one goes if it
     is similar to one that stays; so the outcome is the same for every order of `table`.
 
+    Args:
+        table: the signatures of all rows, or the .npy files of their parts; rows in any order.
+        read_rows: gives those rows in any order; called once.
+
     Raises:
-        UserError: two rows have one id.
+        UserError: two rows have one id; no room for the shingles.
     """
-    table = table[np.lexsort(table[:, _ID].T)]
-    same_id = (table[1:, _ID] == table[:-1, _ID]).all(axis=1)
-    exact = _exact_duplicates(table)
-    near = _groups(table, exact)
-    wanted = {table[i, _ID].tobytes(): i for i in near}
-    named = {table[i, _ID].tobytes(): i for pair in exact.items() for i in pair}
-    repeated = {table[i, _ID].tobytes() for i in np.flatnonzero(same_id)}
-    ids: dict[int, str] = {}
-    texts: dict[int, _Text] = {}
-    for row in read_rows():
-        name = _hash(str(row["id"]))
-        if name in repeated:
-            raise UserError(f"two rows have the id {row['id']!r}: each row needs an id of its own")
-        if name in named:
-            ids[named[name]] = str(row["id"])
-        if name in wanted:
-            texts[wanted[name]] = _text(row, options)
-    found = {ids[i]: Duplicate("exact", ids[kept]) for i, kept in exact.items()}
-    return found | _near_duplicates(near, texts, options)
+    order, low, high = candidates.id_order(table)
+    gone, kept = candidates.exact_pairs(table, order)
+    stays = np.ones(len(order), dtype=bool)
+    stays[gone] = False
+    shared = candidates.shared_bands(table, order, stays)
+    repeated = np.flatnonzero((low[1:] == low[:-1]) & (high[1:] == high[:-1]))
+    near = np.unique(shared.positions)
+    wanted = np.unique(np.concatenate([near, gone, kept, repeated]))
+    named, refused = set(gone.tolist()) | set(kept.tolist()), set(repeated.tolist())
+    low, high = low[wanted], high[wanted]
+    names: dict[int, str] = {}
+    # Beside the signatures: the folder for temporary files may be memory, and small.
+    beside = None if isinstance(table, np.ndarray) or not table else Path(table[0]).parent
+    with tempfile.TemporaryFile(dir=beside) as file:
+        texts = _Texts(file.fileno(), len(near))
+        for row in read_rows():
+            position = _position(str(row["id"]), low, high, wanted)
+            if position in refused:
+                raise UserError(f"two rows have the id {row['id']!r}: each row needs an id of its own")
+            if position in named:
+                names[position] = str(row["id"])
+            at = near.searchsorted(position)
+            if at < len(near) and near[at] == position:
+                texts.put(int(at), _text(row, options))
+        exact = zip(gone.tolist(), kept.tolist(), strict=True)
+        found = {names[i]: Duplicate("exact", names[first]) for i, first in exact}
+        return found | _near_duplicates(shared, near, texts, options)
 
 
-def _exact_duplicates(table: np.ndarray) -> dict[int, int]:
-    """Return row -> the row that stays, of rows with one key; `table` is in the order of ids' hashes."""
-    order = np.lexsort(table[:, _EXACT].T)  # stable: of equal rows the first stays first
-    keys = table[order][:, _EXACT]
-    kept: dict[int, int] = {}
-    for before, same in enumerate((keys[1:] == keys[:-1]).all(axis=1)):
-        if same:
-            first = int(order[before])
-            kept[int(order[before + 1])] = kept.get(first, first)
-    return kept
+def _position(row_id: str, low: np.ndarray, high: np.ndarray, positions: np.ndarray) -> int:
+    """Return which of `positions`, sorted as their hashes, has this id; -1 for none."""
+    name_low, name_high = np.frombuffer(_hash(row_id), dtype=np.uint64)
+    for at in range(high.searchsorted(name_high), len(high)):
+        if high[at] != name_high:
+            break
+        if low[at] == name_low:
+            return int(positions[at])
+    return -1
 
 
-def _groups(table: np.ndarray, exact: dict[int, int]) -> dict[int, list[tuple[int, int]]]:
-    """Return the shared bands and their values of each row that has any, in the table's order."""
-    stays = np.ones(len(table), dtype=bool)
-    stays[list(exact)] = False
-    groups: dict[int, list[tuple[int, int]]] = {}
-    for band in range(_NEAR.start, _TWIN.stop):
-        column = table[:, band]
-        values, counts = np.unique(column[stays & (column > 1)], return_counts=True)
-        shared = values[counts > 1] if band < _TWIN.start else values[np.isin(values ^ np.uint32(1), values)]
-        for i in np.flatnonzero(stays & np.isin(column, shared)):
-            groups.setdefault(int(i), []).append((band, int(column[i])))
-    return dict(sorted(groups.items()))
+class _Texts:
+    """What is compared of the candidates, by their number, in an open file."""
+
+    def __init__(self, file: int, n_texts: int) -> None:
+        self.file = file
+        self.places = np.zeros((n_texts, 2), dtype=np.int64)
+        self.numbers = np.zeros(n_texts, dtype=np.uint64)  # hashes of the numbers in a text
+        self.n_bytes = 0
+        self.get = lru_cache(TEXTS_IN_MEMORY)(self._read)
+
+    def put(self, number: int, text: _Text) -> None:
+        """Keep a text."""
+        record, n_written = pickle.dumps(text), 0
+        self.places[number] = self.n_bytes, len(record)
+        try:
+            while n_written < len(record):
+                n_written += os.pwrite(self.file, record[n_written:], self.n_bytes + n_written)
+        except OSError as error:
+            raise UserError(
+                f"cannot keep what is compared of possible duplicates: {error.strerror}; "
+                "free some disk beside the parts of the build"
+            ) from error
+        self.n_bytes += len(record)
+        self.numbers[number] = np.frombuffer(_hash("\0".join(text.numbers))[:8], dtype=np.uint64)[0]
+
+    def _read(self, number: int) -> _Text:
+        start, n_bytes = self.places[number].tolist()
+        return pickle.loads(os.pread(self.file, n_bytes, start))
 
 
 def _near_duplicates(
-    groups: dict[int, list[tuple[int, int]]], texts: dict[int, _Text], options: DuplicateOptions
+    shared: candidates.Shared, near: np.ndarray, texts: _Texts, options: DuplicateOptions
 ) -> dict[str, Duplicate]:
-    kept_by_value: dict[tuple[int, int, tuple[str, ...]], list[int]] = {}
+    """Take the candidates in order: one goes if it is similar to one before it that stayed."""
+    number, own, other = _lists(shared, near, texts.numbers, options)
+    sizes = np.minimum(np.bincount(own), MAX_ROWS_PER_VALUE)
+    starts = np.cumsum(sizes) - sizes  # of each list of rows that stayed, all in one array
+    stayed = np.zeros(int(sizes.sum()), dtype=np.int32)
+    n_stayed = np.zeros(len(sizes), dtype=np.int32)
     found: dict[str, Duplicate] = {}
-    for i, bands in groups.items():
-        numbers = texts[i].numbers if options.numbers_must_match else ()
-        n_shared: Counter[int] = Counter()
-        for band, value in bands:
-            other_side = value if band < _TWIN.start else value ^ 1
-            n_shared.update(kept_by_value.get((band, other_side, numbers), []))
-        candidates = sorted(n_shared, key=lambda other: (-n_shared[other], other))[:MAX_COMPARED]
-        match = next((d for other in candidates if (d := _compare(texts[i], texts[other], options))), None)
-        if match:
-            found[texts[i].row_id] = match
-            continue
-        for band, value in bands:
-            rows = kept_by_value.setdefault((band, value, numbers), [])
-            if len(rows) < MAX_ROWS_PER_VALUE:
-                rows.append(i)
+    bounds = np.flatnonzero(np.diff(number, prepend=-1, append=-1)) if len(number) else np.zeros(1, int)
+    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        i = int(number[start])
+        filled = other[start:end]
+        filled = filled[filled >= 0]
+        filled = filled[n_stayed[filled] > 0]
+        match = None
+        if len(filled):
+            before = np.concatenate([stayed[starts[k] : starts[k] + n_stayed[k]] for k in filled])
+            rows, n_shared = np.unique(before, return_counts=True)
+            most = rows[np.argsort(-n_shared, kind="stable")[:MAX_COMPARED]].tolist()
+            text = texts.get(i)
+            match = next((d for k in most if (d := _compare(text, texts.get(k), options))), None)
+            if match:
+                found[text.row_id] = match
+                continue
+        lists = own[start:end]
+        lists = lists[n_stayed[lists] < sizes[lists]]
+        stayed[starts[lists] + n_stayed[lists]] = i
+        n_stayed[lists] += 1
     return found
+
+
+def _lists(
+    shared: candidates.Shared, near: np.ndarray, numbers: np.ndarray, options: DuplicateOptions
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return for each shared band the number of its row, its list, and the list it looks into (-1: none).
+
+    A list is of the rows with one value in one band and with the same numbers; a twin looks into that of the
+    other side.
+    """
+    number = np.searchsorted(near, shared.positions)
+    kinds = np.unique(numbers, return_inverse=True)[1] if options.numbers_must_match else numbers * 0
+    assert len(near) < 2**26, "a list's key has 26 bits for the kinds of numbers"
+    bands = shared.bands.astype(np.uint64) << np.uint64(58)
+    last = kinds[number].astype(np.uint64)
+    own = bands | shared.values.astype(np.uint64) << np.uint64(26) | last
+    is_twin = shared.bands >= TWIN.start
+    looked = shared.values ^ is_twin.astype(np.uint32)
+    other = bands | looked.astype(np.uint64) << np.uint64(26) | last
+    keys, own = np.unique(own, return_inverse=True)
+    at = np.searchsorted(keys, other)
+    at[at == len(keys)] = 0
+    there = keys[at] == other if len(keys) else np.zeros(0, dtype=bool)
+    return number, own, np.where(there, at, -1)
 
 
 def _compare(text: _Text, kept: _Text, options: DuplicateOptions) -> Duplicate | None:
@@ -253,9 +327,9 @@ def _hashed(shingles: set[str]) -> np.ndarray:
 
 
 def _bands(shingles: set[str], n_bands: int, n_rows: int, options: DuplicateOptions) -> np.ndarray:
-    """Return one 32-bit value a band; `_SINGLE` in all of a text that is too short to be near another."""
+    """Return one 32-bit value a band; `SINGLE` in all of a text that is too short to be near another."""
     if len(shingles) < options.min_shingles:
-        return np.full(n_bands, _SINGLE, dtype=np.uint32)
+        return np.full(n_bands, SINGLE, dtype=np.uint32)
     minhash = RMinHash(n_bands * n_rows, options.seed)
     minhash.update(list(shingles))
     values = np.array(minhash.digest(), dtype=np.uint64).reshape(n_bands, n_rows)

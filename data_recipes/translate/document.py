@@ -222,3 +222,19 @@ def _inline_shape(tokens: list[Token]) -> Shape:
 
 def _unordered(children: list[Any]) -> Shape:
     return tuple(sorted(children, key=repr))
+
+
+def kept_spans(text: str) -> list[tuple[int, int]]:
+    """Return where a text must stay byte for byte: code, links, placeholders, tags; not its numbers."""
+    kept, cursor = [], 0
+    document = parse(text)
+    for start, end in [*((block.start, block.end) for block in document.blocks), (len(text), len(text))]:
+        between = text[cursor:start]
+        if between.strip():  # the white space around it belongs to the policy, as line ends do
+            first = cursor + len(between) - len(between.lstrip())
+            kept.append((first, first + len(between.strip())))
+        cursor = end
+    changed = {"text", "break", "markup", *NUMERIC}
+    elements = (element for block in document.blocks for element in block.elements)
+    kept += [(element.start, element.end) for element in elements if element.kind not in changed]
+    return sorted(kept)

@@ -73,6 +73,13 @@ class BudgetReached(UserError):
     """The budget is spent; what was answered is in the cache."""
 
 
+def endpoint_identity(config: EndpointConfig) -> dict[str, Any]:
+    """Return what decides the replies; not the address, behind which the same model may move."""
+    # A reply that was cut is a reply too.
+    limit = {"max_tokens_ratio": config.max_tokens_ratio}
+    return {"teacher": "endpoint", "model": config.model, **limit}
+
+
 class Endpoint:
     """A teacher behind an OpenAI-compatible address. Close it, or use it in a `with` block."""
 
@@ -89,8 +96,7 @@ class Endpoint:
             headers["Authorization"] = f"Bearer {key}"
         self._config = config
         self.spending = Spending(config, *spent)
-        self.identity: dict[str, Any] = {"teacher": "endpoint", "model": config.model}
-        self.identity["max_tokens_ratio"] = config.max_tokens_ratio  # a reply that was cut is a reply too
+        self.identity = endpoint_identity(config)
         self._n_failures = 0  # in a row
         self._stopping = threading.Event()
         limits = httpx.Limits(max_connections=config.concurrency)

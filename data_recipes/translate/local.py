@@ -7,12 +7,24 @@ endpoint does not wait for them. Axes: B requests of a batch, T tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from data_recipes.artefact import UserError
 from data_recipes.chats.chat_template import stop_token_ids
 from data_recipes.translate.options import LocalConfig
 from data_recipes.translate.teachers import Reply, Request
+
+
+def local_identity(config: LocalConfig) -> dict[str, Any]:
+    """Return what decides the replies."""
+    return {
+        "teacher": "local",
+        "model": config.model,
+        "revision": config.revision,
+        "dtype": config.dtype,
+        "max_new_tokens": config.max_new_tokens,
+    }
 
 
 class LocalTeacher:
@@ -28,13 +40,7 @@ class LocalTeacher:
         self._stops = sorted(stops)
         pad = tokenizer.pad_token_id
         self._pad = pad if pad is not None else self._stops[0]
-        self.identity: dict[str, Any] = {
-            "teacher": "local",
-            "model": config.model,
-            "revision": config.revision,
-            "dtype": config.dtype,
-            "max_new_tokens": config.max_new_tokens,
-        }
+        self.identity = local_identity(config)
 
     def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         """Yield the replies batch by batch, the longest prompts first: what does not fit fails at once."""
@@ -89,6 +95,7 @@ class LocalTeacher:
         return Reply(text, n_prompt_tokens, end)
 
 
+@lru_cache(maxsize=1)  # the parts of a build ask for it one after the other
 def load_local_teacher(config: LocalConfig) -> LocalTeacher:
     """Load the model and its tokenizer.
 

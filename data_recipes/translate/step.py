@@ -18,8 +18,8 @@ from data_recipes.artefact import UserError
 from data_recipes.steps import Rejected, Row, with_transform
 from data_recipes.translate.cache import ReplyCache
 from data_recipes.translate.document import Document, parse
-from data_recipes.translate.endpoint import Endpoint
-from data_recipes.translate.local import load_local_teacher
+from data_recipes.translate.endpoint import Endpoint, endpoint_identity
+from data_recipes.translate.local import load_local_teacher, local_identity
 from data_recipes.translate.masking import (
     Masked,
     Mismatch,
@@ -129,6 +129,19 @@ def open_teacher(options: TranslateOptions, cache: ReplyCache) -> Iterator[Teach
     else:
         assert options.glossary is not None, "options.problems() asks for it"
         yield Glossary(read_glossary(options.glossary))
+
+
+def teacher_identity(options: TranslateOptions) -> dict[str, Any]:
+    """Return the identity of the teacher that the options name, without starting it.
+
+    Raises: UserError when there is no glossary where the options say.
+    """
+    if options.teacher == "endpoint":
+        return endpoint_identity(options.endpoint)
+    if options.teacher == "local":
+        return local_identity(options.local)
+    assert options.glossary is not None, "options.problems() asks for it"
+    return Glossary(read_glossary(options.glossary)).identity
 
 
 def translate_rows(

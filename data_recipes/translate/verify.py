@@ -41,6 +41,9 @@ class Policy:
     mask_forms: tuple[str, ...] = ()
 
 
+_AS_THEY_STAND = Policy(script="Latn")  # digits "keep": all that `verify_frame` asks of it
+
+
 def verify(source: Document, target: Document, policy: Policy) -> dict[str, float | int]:
     """Check a translation and return what was counted, to be kept on the row.
 
@@ -50,9 +53,7 @@ def verify(source: Document, target: Document, policy: Policy) -> dict[str, floa
         source does not have) or "translated" (nothing was).
     """
     _no_leftover(source.text, target.text, policy)
-    if len(source.blocks) != len(target.blocks) or source.outline != target.outline:
-        raise Mismatch("markdown", _first_difference(source, target))
-    pairs = list(zip(source.blocks, target.blocks, strict=True))
+    pairs = _paired_blocks(source, target)
     prose = [(source.prose(ours), target.prose(theirs)) for ours, theirs in pairs]
     n_spans = n_numbers = 0
     for number, (ours, theirs) in enumerate(pairs, start=1):
@@ -73,6 +74,26 @@ def verify(source: Document, target: Document, policy: Policy) -> dict[str, floa
         "script_share": round(everything, 4),
         "least_script_share": round(min(shares, default=1.0), 4),
     }
+
+
+def verify_frame(source: Document, target: Document) -> int:
+    """Check what has to stay when only words are written anew, and return how many spans and numbers stayed.
+
+    Raises: Mismatch named "markdown", "spans", "numbers" or "signs".
+    """
+    n_kept = 0
+    for number, (ours, theirs) in enumerate(pairs := _paired_blocks(source, target), start=1):
+        place = f"paragraph {number} of {len(pairs)}"
+        n_kept += _same_spans(source, ours, target, theirs, place)
+        n_kept += _same_numbers(source.spans(ours), target.spans(theirs), _AS_THEY_STAND, place)
+        _same_signs(source.prose(ours), target.prose(theirs))
+    return n_kept
+
+
+def _paired_blocks(source: Document, target: Document) -> list[tuple[Block, Block]]:
+    if len(source.blocks) != len(target.blocks) or source.outline != target.outline:
+        raise Mismatch("markdown", _first_difference(source, target))
+    return list(zip(source.blocks, target.blocks, strict=True))
 
 
 def _first_difference(source: Document, target: Document) -> str:

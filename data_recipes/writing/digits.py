@@ -12,6 +12,7 @@ import regex
 from data_recipes.artefact import UserError
 
 ASCII_DIGITS = "0123456789"
+_NATIVE_DIGIT = regex.compile(r"[\p{Nd}--[0-9]]", flags=regex.V1)
 # CLDR's names of numbering systems (supplemental/numberingSystems) and how Unicode names their digits.
 _NAMES = {
     "arab": "ARABIC-INDIC",
@@ -43,16 +44,24 @@ NUMBERING_SYSTEMS: dict[str, str] = {"latn": ASCII_DIGITS} | {
 
 
 @cache
-def _table(system: str) -> dict[int, str]:
-    # Nd comes in runs of ten from zero to nine: Unicode's stability policy.
-    found = [ord(digit) for digit in regex.findall(r"\p{Nd}", "".join(map(chr, range(0x110000))))]
+def _digits() -> tuple[int, ...]:
+    # Plane by plane: all of Unicode in one text took 100 MB. Nd comes in runs of ten from zero to nine:
+    # Unicode's stability policy.
+    planes = ("".join(map(chr, range(start, start + 0x10000))) for start in range(0, 0x110000, 0x10000))
+    found = tuple(ord(digit) for plane in planes for digit in regex.findall(r"\p{Nd}", plane))
     assert all(digit == found[i - i % 10] + i % 10 for i, digit in enumerate(found))
-    return {digit: NUMBERING_SYSTEMS[system][i % 10] for i, digit in enumerate(found)}
+    return found
+
+
+@cache
+def _table(system: str) -> dict[int, str]:
+    return {digit: NUMBERING_SYSTEMS[system][i % 10] for i, digit in enumerate(_digits())}
 
 
 def fold_digits(text: str) -> str:
     """Return text with the digits of every script as ASCII digits, one for one, so that offsets stay."""
-    return text if text.isascii() else text.translate(_table("latn"))
+    # Most texts have none, and a set is looked for in an eighth of the time that the table takes.
+    return text.translate(_table("latn")) if not text.isascii() and _NATIVE_DIGIT.search(text) else text
 
 
 def write_digits(text: str, system: str) -> str:

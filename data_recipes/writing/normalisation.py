@@ -145,20 +145,20 @@ def apply_outside(
 def _one_pass(text: str, policy: TextPolicy, form: WrittenForm | None, changes: Counter[str]) -> str:
     if policy.line_ends == "lf":
         text, changed = _LINE_END.subn("\n", text)
-        changes += Counter(line_ends=changed)
+        _count("line_ends", changed, changes)
     if policy.bidi_controls == "remove":
         text, changed = remove_bidi_controls(text)
-        changes += Counter(bidi_control=changed)
+        _count("bidi_control", changed, changes)
     if policy.invisible == "remove":
         text, kinds = remove_junk(text)
-        changes += Counter(kinds)
+        changes.update(kinds)
     text = _unicode_form(text, policy, changes)
     if policy.spellings == "preferred":
         text, changed = prefer_spellings(text)
-        changes += Counter(spellings=changed)
+        _count("spellings", changed, changes)
     if policy.joiners == "drop_idle":
         text, changed = drop_idle_joiners(text)
-        changes += Counter(joiners=changed)
+        _count("joiners", changed, changes)
     if policy.digits != "keep":
         system = form.digits if form and form.digits and policy.digits == "native" else "latn"
         text = _count_points("digits", text, write_digits(text, system), changes)
@@ -169,6 +169,11 @@ def _one_pass(text: str, policy: TextPolicy, form: WrittenForm | None, changes: 
     if policy.danda == "danda" and ("|" in text or "।।" in text):
         text = _danda(text, changes)
     return _white_space(text, policy, changes)
+
+
+def _count(rule: str, n_changed: int, changes: Counter[str]) -> None:
+    if n_changed:  # a rule that changed nothing is not in the counts
+        changes[rule] += n_changed
 
 
 def _unicode_form(text: str, policy: TextPolicy, changes: Counter[str]) -> str:
@@ -200,7 +205,7 @@ def _danda(text: str, changes: Counter[str]) -> str:
         return line
 
     text, changed = _TWO_DANDAS.subn("॥", _PIPED_LINE.sub(sentence_ends, text))
-    changes += Counter(danda=changed)
+    _count("danda", changed, changes)
     return text
 
 

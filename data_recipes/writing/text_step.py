@@ -34,11 +34,14 @@ def normalise_rows(
     Raises:
         UserError: native digits are asked for in a row whose written form has none or is not known.
     """
+    declared = asdict(policy)
     for row in rows:
-        yield _normalised(row, policy, spans)
+        yield _normalised(row, policy, declared, spans)
 
 
-def _normalised(row: Row, policy: TextPolicy, spans: Spans | None) -> Row | Rejected:
+def _normalised(
+    row: Row, policy: TextPolicy, declared: dict[str, Any], spans: Spans | None
+) -> Row | Rejected:
     form = _form(row) if policy.digits == "native" else None
     changes: Counter[str] = Counter()
     messages: list[dict[str, Any]] = []
@@ -55,7 +58,7 @@ def _normalised(row: Row, policy: TextPolicy, spans: Spans | None) -> Row | Reje
             return Rejected(row["id"], STEP, "empty", f"{ascii(content[:40])} holds nothing that is seen")
         changes.update(done.changes)
         messages.append({**message, "content": done.text})
-    checks = {"policy": asdict(policy), "changes": dict(sorted(changes.items()))}
+    checks = {"policy": dict(declared), "changes": dict(sorted(changes.items()))}
     return with_transform({**row, "messages": messages}, STEP, VERSION, checks)
 
 

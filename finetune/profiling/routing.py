@@ -21,7 +21,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_recipes.artefact import UserError, read_artefact
-from data_recipes.build import read_split
+from data_recipes.dataset import read_split
 from finetune import cli
 from finetune.config import ProfileConfig, RunConfig, config_from_arguments
 from finetune.model import choose_device, load_model
@@ -166,7 +166,7 @@ def _profile_run(config: RunConfig) -> Path:
 def rows_by_language(split: Dataset) -> dict[str, SplitRows]:
     """The rows of each language, in the order of the split; only the languages are read."""
     positions: dict[str, array[int]] = {}
-    for position, language in enumerate(split["language"]):
+    for position, language in enumerate(split.with_format(None)["language"]):
         positions.setdefault(language, array("q")).append(position)
     return {language: SplitRows(split, found) for language, found in positions.items()}
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from data_recipes.artefact import UserError, read_artefact, sha256_json
-from data_recipes.build import read_split
 from data_recipes.chats.chat_template import stop_token_ids
 from data_recipes.chats.mask_audit import N_NAMED
+from data_recipes.dataset import read_split
 from finetune.batches import Example, encode_rows
 from finetune.batching.mixture import Mixture, exact, pools_of
 from finetune.batching.order import RowStream

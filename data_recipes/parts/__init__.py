@@ -1,0 +1,1 @@
+"""Stages over part files: who runs them, in this process, in several, or on several machines."""

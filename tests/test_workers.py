@@ -138,6 +138,8 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, number: signal.Signals):
     """The two workers are in the middle of a file; Ctrl-C goes to the parent, as from a notebook."""
     code = (
         "from tests.test_workers import *\n"
+        # A shell starts what it puts into the background with Ctrl-C ignored, and so may start the tests.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"run_parts(write_for_ever, [PartTask(i, {str(tmp_path)!r}) for i in range(2)], 2)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)

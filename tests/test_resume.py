@@ -36,14 +36,11 @@ from interrupted_training import (
 )
 from killed_training import end, kill, start, train_by_command, train_with_kills
 from safetensors.torch import load_file
-from torch import nn
 
 from data_recipes.artefact import UserError, write_json
 from data_recipes.settings import settings_dict
 from finetune.checkpoints.checkpoint_files import checkpoint_folders
 from finetune.config import CheckpointConfig, RunConfig, load_run_config
-from finetune.layouts.layout import data_parallel
-from finetune.processes import start_accelerator
 from finetune.train import train_stage
 
 # Name, processes, changes to the config. Each is killed, and must end with its own uninterrupted adapter.
@@ -258,21 +255,6 @@ def test_a_process_that_does_not_see_the_checkpoint_stops_both(saved_run: RunCon
     assert told.count("error: ") == 1
     message = "error: process 1: run/checkpoints/step-4/checkpoint.json does not exist"
     assert message in told and "all machines must see the same output folder" in told
-
-
-def compare_adapters(value: float) -> None:
-    """What a process does that holds this adapter."""
-    layout = data_parallel(start_accelerator(2, "cpu"))
-    layout.check_same([nn.Parameter(torch.tensor([1.0]))])
-    layout.check_same([nn.Parameter(torch.tensor([value]))])
-
-
-@pytest.mark.slow
-def test_adapters_that_drifted_apart_stop_all_processes(tmp_path: Path) -> None:
-    children = start(tmp_path, compare_adapters, [1.0, 1.0 + 2**-23], n_processes=2)
-    assert end(children) == [2, 2]
-    told = told_by_both(tmp_path)
-    assert told.count("error: the adapters of processes [1] are not that of process 0") == 1
 
 
 @pytest.mark.slow

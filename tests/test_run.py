@@ -221,7 +221,8 @@ def test_a_failure_in_two_processes_is_told_and_ends_the_run(
     config = pipeline.config("train.n_processes=2", "base.device=cpu")
     with pytest.raises(UserError, match="train stopped in one of its processes"):
         STAGE_FUNCTIONS["train"](config)
-    shown = capfd.readouterr().err
+    captured = capfd.readouterr()  # with a captured stdout, as in a notebook, all goes there
+    shown = captured.err + captured.out
     assert f"error: {config.output}/data/manifest.json does not exist" in shown
     assert "Traceback" not in shown
 

@@ -269,7 +269,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     crashed(config)
     codes, told = train_in_two_processes(tmp_path)
     assert codes == [0, 0] and "resumed from step 4" in told, told
-    assert_close(tmp_path, whole, lines)
+    assert_close(tmp_path, whole, [dict(line) for line in lines])
     shutil.rmtree(tmp_path / "run/adapter")
     two = start(tmp_path, train_by_command, tmp_path / "config.yaml", ("train.n_processes=2",), n_processes=2)
     wait_for(lambda: checkpoint_folders(tmp_path / "run/checkpoints"))
@@ -277,7 +277,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     capsys.readouterr()
     train_stage(config)
     assert "resumed from step" in capsys.readouterr().out
-    assert_close(tmp_path, whole, lines)
+    assert_close(tmp_path, whole, [dict(line) for line in lines])
 
 
 def assert_close(folder: Path, adapter: dict[str, torch.Tensor], lines: list[dict[str, float]]) -> None:
@@ -287,6 +287,9 @@ def assert_close(folder: Path, adapter: dict[str, torch.Tensor], lines: list[dic
     found_lines = lines_without_times(folder / "run/adapter/metrics.jsonl")
     assert [line["step"] for line in found_lines] == [line["step"] for line in lines]
     for line, expected in zip(found_lines, lines, strict=True):
+        # Other processes cut a step into other forward passes, with other padding.
+        assert line.pop("padding_share", None) is not None or "loss" not in line
+        expected.pop("padding_share", None)
         assert line == pytest.approx(expected, abs=1e-5)
 
 

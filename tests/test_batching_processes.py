@@ -29,11 +29,11 @@ CHANGES = {
 }
 
 
-def test_three_processes_on_two_rows_are_one_process(
+def test_three_processes_on_three_rows_are_one_process(
     tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     config = write_run_inputs(tmp_path, tiny_model_factory(vocab_size=262), tiny_tokenizer)
-    data, rows = tmp_path / "run" / "data", chat_rows(2)
+    data, rows = tmp_path / "run" / "data", chat_rows(3)
     splits: Any = {"train": Dataset.from_list(rows), "validation": Dataset.from_list(rows[:1])}
     DatasetDict(splits).save_to_disk(str(data))
     write_artefact(data / "manifest.json", "dataset_manifest", {}, {"content_hash": "2" * 64})

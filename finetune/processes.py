@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -122,9 +122,39 @@ def gather(accelerator: Accelerator, value: Any) -> list[Any]:
     return gather_object([value]) if accelerator.num_processes > 1 else [value]
 
 
-def agreed(message: str) -> BaseException:
-    """The error of a problem that all processes found: the first of a machine tells it, the others end."""
-    return UserError(message) if int(os.environ.get("LOCAL_RANK", "0")) == 0 else SystemExit(2)
+def stop_together(accelerator: Accelerator, message: str) -> NoReturn:
+    """End every process with an error, which only the first one tells; all must call this at one point.
+
+    Raises:
+        UserError: in a run of one process; SystemExit in one of several.
+    """
+    if accelerator.num_processes == 1:
+        raise UserError(message)
+    tell_together(accelerator, f"error: {message}")
+    raise SystemExit(2)
+
+
+def stop_if_any(accelerator: Accelerator, problem: str | None) -> None:
+    """End all processes when one of them has a problem; each calls this, with None when it has none.
+
+    Raises:
+        UserError: as `stop_together`.
+    """
+    found = [(process, text) for process, text in enumerate(gather(accelerator, problem)) if text is not None]
+    if found:
+        process, text = found[0]
+        where = f"process {process}: " if process else ""
+        stop_together(accelerator, f"{where}{text}")
+
+
+def tell_together(accelerator: Accelerator, message: str) -> None:
+    """Tell `message` from the first process; the others wait for it.
+
+    A launcher ends all processes as soon as one is gone, also one that has something left to say.
+    """
+    if accelerator.is_main_process:
+        print(message, file=sys.stderr, flush=True)
+    accelerator.wait_for_everyone()
 
 
 @contextmanager

@@ -31,7 +31,8 @@ from data_recipes.artefact import (
     write_artefact,
 )
 from data_recipes.settings import settings_dict
-from finetune.config import SHIPPED_MODELS, BaseConfig, CheckpointConfig, RunConfig, load_run_config
+from finetune.config import SHIPPED_MODELS, BaseConfig, RunConfig, load_run_config
+from finetune.training_options import CheckpointConfig
 
 StageFunction = Callable[[RunConfig], object]
 

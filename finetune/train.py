@@ -38,7 +38,7 @@ from finetune.checkpoints.checkpoint_files import remove_checkpoints
 from finetune.checkpoints.checkpoints import Checkpoints
 from finetune.checkpoints.same_run import run_identity
 from finetune.checkpoints.stop_signals import stop_requests
-from finetune.config import RunConfig, TrainConfig, config_from_arguments
+from finetune.config import RunConfig, config_from_arguments
 from finetune.layouts.layout import Layout, data_parallel
 from finetune.layouts.placement import choose_layout, load_base
 from finetune.model import model_fingerprint, tokenizer_fingerprint
@@ -57,6 +57,7 @@ from finetune.training.training_rows import (
     training_rows,
     validation_examples,
 )
+from finetune.training_options import TrainConfig
 
 
 def train_rows(

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from finetune.adapters.adapter import attach
-from finetune.config import BaseConfig, LoraConfig, TrainConfig
+from finetune.config import BaseConfig, LoraConfig
 from finetune.model import load_model
 from finetune.train import train_rows
+from finetune.training_options import TrainConfig
 
 WAYS: dict[str, dict[str, Any]] = {
     "lines": {},

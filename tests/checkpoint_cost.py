@@ -19,9 +19,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from data_recipes.artefact import file_hashes
 from finetune.checkpoints.checkpoint_files import checkpoint_folders, remove_checkpoints
-from finetune.config import CheckpointConfig, RunConfig, load_run_config
+from finetune.config import RunConfig, load_run_config
 from finetune.run import STAGE_FUNCTIONS
 from finetune.train import train_stage
+from finetune.training_options import CheckpointConfig
 
 ROOT = Path(__file__).parents[1]
 N_STEPS = 4  # between two checkpoints, here: enough for a step's time

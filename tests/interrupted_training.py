@@ -18,8 +18,9 @@ from data_recipes.artefact import write_json
 from data_recipes.settings import settings_dict
 from finetune.adapters.adapter import adapter_state, attach
 from finetune.checkpoints.checkpoints import Checkpoints
-from finetune.config import CheckpointConfig, LoraConfig, RunConfig
+from finetune.config import LoraConfig, RunConfig
 from finetune.train import train_rows, train_stage
+from finetune.training_options import CheckpointConfig
 
 LORA = LoraConfig(rank=4, alpha=8.0, dropout=0.2, attention=True)
 EVERY_TWO = CheckpointConfig(every_steps=2, every_minutes=None)

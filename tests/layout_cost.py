@@ -26,11 +26,12 @@ from data_recipes.locale_rows import split_rows
 from data_recipes.recipe import load_recipe
 from finetune.adapters.adapter import attach
 from finetune.benching.bench_model import random_plan
-from finetune.config import LayoutConfig, load_run_config
+from finetune.config import load_run_config
 from finetune.layouts.layout import Layout
 from finetune.layouts.placement import choose_layout, load_base
 from finetune.processes import start_accelerator
 from finetune.train import train_rows
+from finetune.training_options import LayoutConfig
 
 ROOT = Path(__file__).parents[1]
 N_CHOSEN = 8  # experts of a layer

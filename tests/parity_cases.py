@@ -18,11 +18,12 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from finetune.adapters.adapter import adapter_state, attach
-from finetune.config import BaseConfig, LayoutConfig, LayoutKind, LoraConfig, TrainConfig
+from finetune.config import BaseConfig, LoraConfig
 from finetune.layouts.placement import choose_layout, load_base
 from finetune.model import model_fingerprint
 from finetune.processes import start_accelerator
 from finetune.train import train_rows
+from finetune.training_options import LayoutConfig, LayoutKind, TrainConfig
 
 STEPS, ROWS = 20, 8
 

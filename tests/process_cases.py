@@ -9,6 +9,8 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -23,13 +25,14 @@ TIME_LIMIT_S = 6
 
 
 def outcome(function: Callable[[], object]) -> str:
-    """What became of a call."""
-    try:
-        function()
-    except UserError as error:
-        return str(error)
-    except SystemExit as ends:
-        return f"ends with {ends.code} and without a word"
+    """What became of a call, and what it told."""
+    with redirect_stderr(StringIO()) as told:
+        try:
+            function()
+        except UserError as error:
+            return str(error)
+        except SystemExit as ends:
+            return f"ends with {ends.code}: {told.getvalue() or 'without a word'}"
     return "ok"
 
 

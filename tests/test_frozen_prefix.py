@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from data_recipes.artefact import UserError
 from finetune.adapters.adapter import attach
 from finetune.batches import IGNORED_LABEL, Batch
-from finetune.config import LoraConfig, MemoryConfig
+from finetune.config import LoraConfig
 from finetune.train import train_rows
 from finetune.training import frozen_prefix
 from finetune.training.frozen_prefix import KeptRows, PrefixCache, n_layers_below_adapter, refuse_sharded
+from finetune.training_options import MemoryConfig
 from tests.test_memory import CPU, error_of, losses_and_gradients, padded_batch, trained, tuned
 from tests.test_train import chat_rows, train_config
 from tests.tiny_families import FAMILIES

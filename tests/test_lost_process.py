@@ -50,7 +50,7 @@ def test_what_differs_stops_all_processes_with_one_message(
     told: list[dict[str, str]], case: str, message: str
 ) -> None:
     assert message in told[0][case]
-    assert told[1][case] == "ends with 2 and without a word"
+    assert told[1][case] == "ends with 2: without a word"
 
 
 def test_a_process_that_hangs_ends_the_others_within_the_time_limit(told: list[dict[str, str]]) -> None:

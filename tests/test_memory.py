@@ -16,7 +16,7 @@ from finetune.adapters.adapter import adapter_parameters, adapter_state, attach
 from finetune.adapters.peft_model import get_expert_peft_model
 from finetune.batches import IGNORED_LABEL, Batch
 from finetune.cli import main
-from finetune.config import LoraConfig, MemoryConfig
+from finetune.config import LoraConfig
 from finetune.moe import moe_layers
 from finetune.train import train_rows
 from finetune.training.frozen_prefix import PrefixCache, n_layers_below_adapter
@@ -27,6 +27,7 @@ from finetune.training.vocabulary_loss import (
     WHOLE_LOGITS_BYTES,
     chunk_length,
 )
+from finetune.training_options import MemoryConfig
 from tests.test_train import chat_rows, train_config
 from tests.tiny_families import FAMILIES, build_tiny_family
 

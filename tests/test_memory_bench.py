@@ -19,7 +19,7 @@ from finetune.benching.bench_report import MEMORY_TITLES, summarise, table
 from finetune.benching.bench_worker import facts, prepare
 from finetune.benching.memory_contestants import memory_options
 from finetune.cli import main
-from finetune.config import MemoryConfig
+from finetune.training_options import MemoryConfig
 from tests.test_bench import BYTES, TINY, turn
 
 # GLM's indexer chooses in layers 0 and 3: hidden states are all that layer 3 needs of those below.

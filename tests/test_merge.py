@@ -11,9 +11,10 @@ from torch.profiler import ProfilerActivity, profile
 from data_recipes.artefact import UserError
 from finetune.adapters.adapter import adapter_disabled, adapter_parameters, attach, detach, set_active
 from finetune.adapters.merge import is_merged, merge, unmerge
-from finetune.config import LoraConfig, TrainConfig
+from finetune.config import LoraConfig
 from finetune.moe import moe_layers
 from finetune.train import train_rows
+from finetune.training_options import TrainConfig
 
 CONFIG = LoraConfig(rank=4, down_rank=3, rslora=True)
 

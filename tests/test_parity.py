@@ -25,8 +25,9 @@ from transformers import AutoModelForCausalLM
 from finetune.adapters.adapter import record_routing
 from finetune.batches import collate, contiguous_part, encode_rows
 from finetune.batching.order import RowStream
-from finetune.config import BaseConfig, LayoutKind
+from finetune.config import BaseConfig
 from finetune.model import load_model
+from finetune.training_options import LayoutKind
 
 pytestmark = pytest.mark.slow
 KINDS: list[LayoutKind] = ["data_parallel", "fsdp", "expert_parallel", "expert_parallel_fsdp"]

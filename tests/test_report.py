@@ -15,8 +15,9 @@ from eval.evaluate import Answers, compare_answers
 from eval.generate import AnswerLoss
 from eval.page import comparison_cells, verdict
 from eval.report import choose_examples, finding, main, model_note, report_stage
-from finetune.config import DataConfig, RunConfig, TrainConfig
+from finetune.config import DataConfig, RunConfig
 from finetune.profiling.profile import write_profile
+from finetune.training_options import TrainConfig
 
 HOSTILE = '</pre><script>alert("x")</script>'
 VOID = {"meta", "br", "path", "use", "rect", "image", "hr"}

@@ -40,8 +40,9 @@ from safetensors.torch import load_file
 from data_recipes.artefact import UserError, write_json
 from data_recipes.settings import settings_dict
 from finetune.checkpoints.checkpoint_files import checkpoint_folders
-from finetune.config import CheckpointConfig, RunConfig, load_run_config
+from finetune.config import RunConfig, load_run_config
 from finetune.train import train_stage
+from finetune.training_options import CheckpointConfig
 
 # Name, processes, changes to the config. Each is killed, and must end with its own uninterrupted adapter.
 LAYOUTS = [("one process", 1, ()), ("data parallel", 2, ())]

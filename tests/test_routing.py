@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from tiny_families import FAMILIES, build_tiny_family
 
 from data_recipes.artefact import UserError, read_artefact, write_artefact
-from finetune.config import BaseConfig, DataConfig, ProfileConfig, RunConfig, TrainConfig
+from finetune.config import BaseConfig, DataConfig, ProfileConfig, RunConfig
 from finetune.model import model_fingerprint, tokenizer_fingerprint
 from finetune.moe import moe_layers
 from finetune.profiling.calibration import encode_row
@@ -22,6 +22,7 @@ from finetune.profiling.router_recorder import RouterRecorder
 from finetune.profiling.routing import main, profile_rows, profile_stage
 from finetune.selecting.choices import token_share
 from finetune.selecting.routing_measures import jaccard
+from finetune.training_options import TrainConfig
 
 LENGTHS = (5, 12, 8)
 

@@ -11,10 +11,11 @@ import pytest
 
 from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact
 from finetune.cli import main as command_line
-from finetune.config import DataConfig, LoraConfig, RunConfig, SelectConfig, TrainConfig
+from finetune.config import DataConfig, LoraConfig, RunConfig, SelectConfig
 from finetune.moe import moe_layers
 from finetune.profiling.profile import write_profile
 from finetune.selecting.selection import main, read_plan, select_stage
+from finetune.training_options import TrainConfig
 from tests.small_profiles import MODEL, TOKENIZER, of_languages
 
 COUNTS = np.array([[6, 3, 1], [1, 2, 7]])

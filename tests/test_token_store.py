@@ -20,8 +20,9 @@ from data_recipes.artefact import UserError, read_artefact, write_artefact
 from finetune.adapters.adapter import attach
 from finetune.batches import encode_rows
 from finetune.batching.token_store import encode_in_memory, encode_on_disk
-from finetune.config import ReplayConfig, RunConfig
+from finetune.config import RunConfig
 from finetune.train import train_rows, train_stage
+from finetune.training_options import ReplayConfig
 
 
 class CountedRows:

@@ -16,12 +16,13 @@ from data_recipes.artefact import UserError, read_artefact, write_artefact
 from finetune.adapters.adapter import adapter_parameters, adapter_state, attach, load_adapter
 from finetune.batches import collate, encode_rows
 from finetune.batching.order import RowStream
-from finetune.config import BaseConfig, DataConfig, LoraConfig, RunConfig, TrainConfig
+from finetune.config import BaseConfig, DataConfig, LoraConfig, RunConfig
 from finetune.model import load_model, model_fingerprint
 from finetune.processes import check_process_count, start_accelerator
 from finetune.train import train_rows, train_stage
 from finetune.training.losses import token_losses
 from finetune.training.optimizer import learning_rate_at
+from finetune.training_options import TrainConfig
 
 PLAN = {"experts": {"1": [0, 1, 5], "2": [2, 3, 7]}}
 LORA = LoraConfig(rank=4, alpha=8.0)

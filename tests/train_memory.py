@@ -19,8 +19,9 @@ from datasets import Dataset, Features, List, Value, load_from_disk
 from transformers import AutoTokenizer
 
 from data_recipes.artefact import write_json
-from finetune.config import SHIPPED_MODELS, TrainConfig
+from finetune.config import SHIPPED_MODELS
 from finetune.training.training_rows import training_rows
+from finetune.training_options import TrainConfig
 
 N_STEPS = 50
 # Of ends, numbers and two epochs' orders a row has 40 bytes; tokens and texts would be some 700.

@@ -16,10 +16,11 @@ from finetune.adapters.adapter import attach
 from finetune.batches import Batch
 from finetune.benching.bench import BenchConfig
 from finetune.benching.bench_model import build_model, random_plan, send_rows, token_ids
-from finetune.config import LoraConfig, MemoryConfig
+from finetune.config import LoraConfig
 from finetune.moe import moe_layers
 from finetune.training.losses import token_losses
 from finetune.training.memory import prepare_memory
+from finetune.training_options import MemoryConfig
 
 
 def memory_options(config: BenchConfig, contestant: str) -> MemoryConfig:

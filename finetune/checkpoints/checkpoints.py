@@ -34,11 +34,10 @@ from finetune.checkpoints.checkpoint_files import (
 )
 from finetune.checkpoints.same_run import CHANGEABLE, differences
 from finetune.checkpoints.stop_signals import EXIT_CODES, Stopped, StopRequest
-from finetune.config import CheckpointConfig
 from finetune.layouts.layout import Layout
-from finetune.processes import say
+from finetune.processes import say, stop_if_any, tell_together
 from finetune.training.monitor import Monitor
-from finetune.training.stop_together import stop_if_any, tell_together
+from finetune.training_options import CheckpointConfig
 
 LARGEST_SHARE = 0.02  # of the time that writing checkpoints may take, when they are written by time
 

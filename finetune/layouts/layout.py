@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from finetune.batches import Example, contiguous_part
-from finetune.config import SHARED_OUT, LayoutKind
-from finetune.processes import agreed, broadcast_parameters, gather, sum_gradients
+from finetune.processes import broadcast_parameters, gather, stop_together, sum_gradients
+from finetune.training_options import SHARED_OUT, LayoutKind
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,11 @@ class Layout:
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         differing = unlike_the_first(gather(self.accelerator, digest.hexdigest()))
         if differing:
-            raise agreed(
+            stop_together(
+                self.accelerator,
                 f"the adapter of process(es) {differing} differs from that of process 0: one of them "
                 "computed something else, and none is to be trusted; go on from the last checkpoint, and "
-                "look for processes on other hardware or other versions"
+                "look for processes on other hardware or other versions",
             )
 
     def check_rows(self, examples: Sequence[Example]) -> None:
@@ -119,8 +120,9 @@ class Layout:
         rows = [(example.row_id, example.tokens, example.labels) for example in examples]
         self.check_same_inputs({"rows": hashlib.sha256(repr(rows).encode()).hexdigest()})
         if n_rows < self.n_data:
-            raise agreed(
-                f"{n_rows} different row(s) for {self.n_data} processes: take fewer processes, or more rows"
+            stop_together(
+                self.accelerator,
+                f"{n_rows} different row(s) for {self.n_data} processes: take fewer processes, or more rows",
             )
 
     def check_same_inputs(self, inputs: Mapping[str, str]) -> None:
@@ -134,9 +136,10 @@ class Layout:
         found = gather(self.accelerator, dict(inputs))
         for name in inputs:
             if differing := unlike_the_first([other[name] for other in found]):
-                raise agreed(
+                stop_together(
+                    self.accelerator,
                     f"the {name} of process(es) {differing} differ(s) from process 0's: every process needs "
-                    "the same files, so copy the run's folder to each machine, or share it"
+                    "the same files, so copy the run's folder to each machine, or share it",
                 )
 
 

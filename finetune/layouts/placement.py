@@ -29,12 +29,13 @@ from transformers import AutoConfig
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from data_recipes.artefact import UserError
-from finetune.config import SHARED_OUT, BaseConfig, LayoutKind, TrainConfig
+from finetune.config import BaseConfig
 from finetune.layouts.layout import Layout
 from finetune.layouts.zero3 import load_zero3
 from finetune.model import auto_class, load_model, resolve_model_path
 from finetune.moe import moe_layers
-from finetune.processes import agreed
+from finetune.processes import stop_if_any
+from finetune.training_options import SHARED_OUT, LayoutKind, TrainConfig
 
 
 def choose_layout(
@@ -52,8 +53,8 @@ def choose_layout(
     model = _without_weights(base) if kind in SHARED_OUT and kind != "zero3" else None
     if model is not None:
         problems += problems_of_base(kind, model, train.layout.ep_size or n_processes)
-    if problems:
-        raise agreed("\n  ".join([f"train.layout.kind={kind} cannot be had here:", *problems]))
+    told = "\n  ".join([f"train.layout.kind={kind} cannot be had here:", *problems])
+    stop_if_any(accelerator, told if problems else None)
     data_index = accelerator.process_index if train.n_data > 1 else 0
     if model is None:
         return Layout(accelerator, data_index, train.n_data, kind), None

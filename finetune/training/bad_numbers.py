@@ -11,12 +11,11 @@ from statistics import median
 
 from accelerate.utils import gather_object
 
-from data_recipes.artefact import UserError
 from finetune.batching.packing import Pack
 from finetune.checkpoints.checkpoints import Checkpoints
-from finetune.config import TrainConfig
 from finetune.layouts.layout import Layout
-from finetune.training.stop_together import stop_together
+from finetune.processes import stop_together
+from finetune.training_options import TrainConfig
 
 N_RECENT = 50  # losses that the running median is of
 N_SHOWN = 32  # row ids in a message
@@ -85,11 +84,9 @@ class BadNumbers:
         last = f" {self.checkpoints.last_good()};" if self.checkpoints else ""
         stop_together(
             self.layout.accelerator,
-            UserError(
-                f"{what} at step {step + 1}, rows {', '.join(bad[:N_SHOWN])}{more}: nothing of this step "
-                f"is kept;{last} lower train.learning_rate (and go on with train.checkpoint.resume=changed), "
-                "or look at these rows"
-            ),
+            f"{what} at step {step + 1}, rows {', '.join(bad[:N_SHOWN])}{more}: nothing of this step "
+            f"is kept;{last} lower train.learning_rate (and go on with train.checkpoint.resume=changed), "
+            "or look at these rows",
         )
 
 

@@ -20,10 +20,10 @@ from torch.distributed.tensor import DTensor
 
 from data_recipes.artefact import UserError
 from finetune.batches import Batch
-from finetune.config import MemoryConfig
 from finetune.moe import decoder_layers
 from finetune.processes import say
 from finetune.replaced_forwards import Reached, forwards_replaced
+from finetune.training_options import MemoryConfig
 
 # Of the error over the answer (norms): the same operations on the same numbers, but for what a device adds up
 # in no fixed order. A layer that misses something it should get is off by far more.

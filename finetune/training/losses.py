@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from finetune.adapters.adapter import check_first_backward, record_routing
 from finetune.batches import IGNORED_LABEL, Batch, Example, collate, n_trained_tokens
 from finetune.batching.packing import Pack, collate_packs
-from finetune.config import TrainConfig
 from finetune.layouts.layout import Layout
 from finetune.training.frozen_prefix import PrefixCache
 from finetune.training.vocabulary_loss import chunk_length, chunked_losses
+from finetune.training_options import TrainConfig
 
 
 def token_losses(

@@ -3,8 +3,8 @@
 from typing import Any
 
 from data_recipes.artefact import UserError
-from finetune.config import MemoryConfig
 from finetune.training.frozen_prefix import PrefixCache, refuse_sharded
+from finetune.training_options import MemoryConfig
 
 
 def prepare_memory(model: Any, config: MemoryConfig, n_processes: int) -> PrefixCache | None:

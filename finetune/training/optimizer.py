@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from finetune.adapters.adapter import adapter_parameters
-from finetune.config import TrainConfig
+from finetune.training_options import TrainConfig
 
 ADAM_BETAS = (0.9, 0.95)
 

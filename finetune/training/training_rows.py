@@ -19,7 +19,7 @@ from finetune.batches import Example, encode_rows
 from finetune.batching.mixture import Mixture, exact, pools_of
 from finetune.batching.order import RowStream
 from finetune.batching.token_store import TokenStore, encode_in_memory, encode_on_disk
-from finetune.config import TrainConfig
+from finetune.training_options import TrainConfig
 
 REPLAY = "replay"  # what rows of the second dataset are counted under
 

@@ -69,7 +69,7 @@ def step_gradients(
         ):
             losses = token_losses(model, batch, layout.device, loss_chunk)
             loss = losses.sum() / n_trained
-        layout.accelerator.backward(loss)
+        loss.backward()  # Accelerate's own would scale it by what the launcher was told
         if checks:
             check_first_backward(model, layout.hit_by_any(experts_of_trained_tokens(routing, batch)))
         loss_sum += loss.detach()

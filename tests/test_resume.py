@@ -171,6 +171,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(
         "train.checkpoint.resume=never to lose it and start anew",
         "lora.rank=2": r"lora\.rank was 4, is 2\. Set it back to go on from there, or train",
         "train.accumulate=2": r"train\.n_processes x train\.accumulate was 1, is 2",
+        "train.memory.prefix_cache=memory": "prefix_cache keeps rows was False, is True",  # other draws
         "seed=1": "seed was 0, is 1",
     }
     for change, message in refused.items():

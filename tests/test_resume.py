@@ -45,7 +45,12 @@ from finetune.train import train_stage
 from finetune.training_options import CheckpointConfig
 
 # Name, processes, changes to the config. Each is killed, and must end with its own uninterrupted adapter.
-LAYOUTS = [("one process", 1, ()), ("data parallel", 2, ())]
+LAYOUTS = [
+    ("one process", 1, ()),
+    ("data parallel", 2, ()),
+    ("fsdp", 2, ("train.layout.kind=fsdp",)),
+    ("expert parallel", 2, ("train.layout.kind=expert_parallel", "lora.dropout=0")),
+]
 N_KILLS = 50  # over all layouts
 
 

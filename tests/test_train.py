@@ -205,6 +205,15 @@ def test_a_tracker_that_is_unknown_or_not_installed_is_named() -> None:
             start_accelerator(1, "cpu", tracker)
 
 
+def test_what_accelerate_refuses_without_a_tracker_is_not_put_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def initialized_otherwise(**_: Any) -> None:
+        raise ValueError("AcceleratorState has already been initialized")
+
+    monkeypatch.setattr("finetune.processes.Accelerator", initialized_otherwise)
+    with pytest.raises(UserError, match="^Accelerate cannot start: AcceleratorState has already"):
+        start_accelerator(1, "cpu")
+
+
 def test_the_stage_writes_a_whole_adapter_that_loads(
     tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:

@@ -47,7 +47,8 @@ def start_accelerator(
 
     Raises:
         UserError: another number of processes runs, a launcher was asked for several and started one, or
-            Accelerate does not know the tracker or does not find it installed.
+            Accelerate does not know the tracker, does not find it installed, or cannot do what its launcher
+            was told.
     """
     # Without cpu=True, torchrun on a machine without an accelerator gives processes that never talk.
     on_cpu = device == "cpu" or not torch.accelerator.is_available()
@@ -57,7 +58,8 @@ def start_accelerator(
             cpu=on_cpu, log_with=tracker, project_dir=tracker_folder, kwargs_handlers=[limit]
         )
     except ValueError as error:
-        raise UserError(f"train.tracker={tracker}: {error}") from error
+        what = f"train.tracker={tracker}" if tracker else "Accelerate cannot start"
+        raise UserError(f"{what}: {error}") from error
     if tracker and not accelerator.log_with:
         # Accelerate only warns, and trains without it.
         raise UserError(f"train.tracker={tracker} is not installed: pip install {tracker}, or leave it out")

@@ -46,7 +46,7 @@ from finetune.moe import moe_layers
 from finetune.processes import check_process_count, one_message, say, start_accelerator
 from finetune.selecting.selection import read_plan
 from finetune.training.bad_numbers import BadNumbers
-from finetune.training.losses import evaluation_loss, step_gradients
+from finetune.training.losses import Losses
 from finetune.training.memory import prepare_memory
 from finetune.training.monitor import Monitor, TrainResult
 from finetune.training.optimizer import adapter_optimizer, set_learning_rate
@@ -95,13 +95,14 @@ def train_rows(
     if not parameters:
         raise UserError("the model has no adapter to train: call attach(model, plan, config, seed) first")
     layout.broadcast(parameters)
+    first_rows = data.of_step(0)
+    layout.check_rows(first_rows)  # before any forward, which may ask the others
     if config.pack_length_tokens is not None:
-        refuse_unpackable(model, data.of_step(0), config.pack_length_tokens)
-    layout.check_rows(data.of_step(0))
-    prefix = prepare_memory(model, config.memory, layout.accelerator.num_processes)
+        refuse_unpackable(model, first_rows, config.pack_length_tokens)
+    prefix = prepare_memory(model, config.memory, layout.in_step)
+    losses = Losses(model, layout, config, seed, tokenizer.pad_token_id, prefix)
     optimizer = adapter_optimizer(model, config)
     monitor = Monitor(layout.accelerator, metrics_path, config.steps)
-    pad_token_id = tokenizer.pad_token_id
 
     first_step = checkpoints.restore(model, optimizer, monitor, layout) if checkpoints else 0
     numbers = BadNumbers(config, layout, checkpoints, monitor.losses)
@@ -112,8 +113,7 @@ def train_rows(
         monitor.step_begins(examples, n_positions(parts))
         learning_rate = set_learning_rate(optimizer, step, config)
 
-        is_first = step == first_step
-        own_loss = step_gradients(model, parts, step, config, layout, seed, pad_token_id, is_first, prefix)
+        own_loss = losses.step_gradients(parts, step, is_first=step == first_step)
         layout.sum_gradients(adapter)
         loss = layout.sum_over_rows(own_loss)
         gradient_norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm))
@@ -123,11 +123,9 @@ def train_rows(
 
         monitor.step_ends(step, loss, learning_rate, gradient_norm)
         if validation and ((step + 1) % config.eval_every == 0 or step + 1 == config.steps):
-            found = {
-                f"eval_loss_{group}": evaluation_loss(model, layout, part, pad_token_id, config)
-                for group, part in validation.items()
-            }
-            monitor.log(step, found)
+            monitor.log(
+                step, {f"eval_loss_{group}": losses.of_validation(part) for group, part in validation.items()}
+            )
         if checkpoints:
             checkpoints.step_ends(step, config.steps, numbers.is_calm)
 

@@ -10,7 +10,6 @@ where memory grows.
 import argparse
 import json
 import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from process_memory import status_bytes
 
 from data_recipes.artefact import read_artefact
 from data_recipes.build import build_dataset
@@ -55,16 +56,10 @@ def write(folder: Path, n_rows: int) -> None:
     (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
 
 
-def status(name: str) -> float:
-    """Return a figure of this process in MB."""
-    text = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.findall(rf"{name}:\s+(\d+) kB", text)[0]) / 1024
-
-
 def watch_own(seen: list[float]) -> None:
     """Note the memory that is no mapped file, for ever; the kernel keeps no peak of it."""
     while True:
-        seen[0] = max(seen[0], status("RssAnon"))
+        seen[0] = max(seen[0], status_bytes("RssAnon") / 2**20)
         time.sleep(0.02)
 
 
@@ -75,8 +70,7 @@ def measure(folder: Path) -> None:
     started = time.perf_counter()
     output = build_dataset(folder / "recipe.yaml", folder / "data")
     seconds = time.perf_counter() - started
-    # Not ru_maxrss: a child inherits what its parent had, also through exec.
-    peak = status("VmHWM")
+    peak = status_bytes("VmHWM") / 2**20
     n_rows = read_artefact(output / "manifest.json", "dataset_manifest")["n_rows"]
     print(json.dumps({"n_rows": n_rows, "seconds": seconds, "peak_mb": peak, "own_mb": own[0]}))
 

@@ -9,13 +9,13 @@ process has: the kernel then refuses private memory past it, and pages of files 
 
 import hashlib
 import json
-import re
 import resource
 import sys
 from pathlib import Path
 
 import torch
 from conftest import build_tiny_model
+from process_memory import status_bytes
 
 from finetune.config import BaseConfig
 from finetune.model import load_model
@@ -26,14 +26,6 @@ from finetune.profiling.planner import MEMORY_FACTOR
 from finetune.profiling.router_recorder import RouterRecorder
 
 N_BATCHES, N_ROWS, N_TOKENS, VOCABULARY, WIDTH = 8, 2, 128, 512, 512
-
-
-def status_bytes(name: str) -> int:
-    """A size of this process from the kernel's list (VmHWM, VmRSS, VmData)."""
-    text = Path("/proc/self/status").read_text(encoding="ascii")
-    found = re.search(rf"{name}:\s+(\d+) kB", text)
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 def batches() -> list[dict[str, torch.Tensor]]:

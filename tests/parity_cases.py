@@ -23,7 +23,7 @@ from finetune.layouts.placement import choose_layout, load_base
 from finetune.model import model_fingerprint
 from finetune.processes import start_accelerator
 from finetune.train import train_rows
-from finetune.training_options import LayoutConfig, LayoutKind, TrainConfig
+from finetune.training_options import LayoutConfig, LayoutKind, MemoryConfig, TrainConfig
 
 STEPS, ROWS = 20, 8
 
@@ -52,6 +52,7 @@ class Case(NamedTuple):
             steps=STEPS, learning_rate=2e-3, batch_size=ROWS, max_length_tokens=64, warmup_steps=4,
             accumulate=self.accumulate, eval_every=10, eval_rows=7, n_processes=n_processes,
             layout=LayoutConfig(kind=self.kind, ep_size=self.ep_size, time_limit_s=60),
+            memory=MemoryConfig(gradient_checkpointing=self.has_checkpointing),
         )  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def run_case(folder: Path, case: Case, accelerator: Accelerator | None = None) -
     base = BaseConfig(model=str(folder / case.base), device="cpu")
     options = case.train(accelerator.num_processes if accelerator else 1)
     if accelerator is None:
-        options = case._replace(kind="auto", ep_size=None).train(1)
+        options = case._replace(kind="auto", ep_size=None, has_checkpointing=False).train(1)
     layout, sharing = choose_layout(base, options, accelerator or start_accelerator(1, "cpu"))
     model, tokenizer = load_base(base, layout, sharing, 60)
     fingerprint = model_fingerprint(model)
@@ -72,8 +73,6 @@ def run_case(folder: Path, case: Case, accelerator: Accelerator | None = None) -
         model.set_experts_implementation("eager")
     plan = {"experts": {str(layer): case.chosen for layer in (1, 2)}}
     attach(model, plan, case.lora, seed=3, announces=False)
-    if case.has_checkpointing and accelerator is not None:
-        model.activation_checkpointing_enable()
     rows = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
     metrics = folder / f"{case.name}.jsonl"
     result = train_rows(model, tokenizer, rows, options, 5, rows[:7], metrics, layout=layout)
@@ -85,6 +84,7 @@ def run_case(folder: Path, case: Case, accelerator: Accelerator | None = None) -
         "losses": losses,
         "fingerprint": fingerprint,
         "n_trainable": result.n_trainable,
+        "is_checkpointed": model.is_activation_checkpointing,
         "adapter": adapter_state(model),
         "held": sum(held(value) for value in model.parameters() if not value.requires_grad),
     }

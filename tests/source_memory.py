@@ -7,7 +7,6 @@ Command: `PYTHONPATH=. python tests/source_memory.py [--rows 10000 1000000]`; en
 import argparse
 import csv
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from process_memory import status_bytes
 
 from data_recipes.row_sources.files import FileOptions, read
 
@@ -60,10 +60,7 @@ def measure(path: Path) -> None:
     started = time.perf_counter()
     n_rows = sum(isinstance(row, dict) for row in read(options, path.parent))
     seconds = time.perf_counter() - started
-    # Not ru_maxrss: a child inherits what its parent had, also through exec.
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    peak = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024
-    print(json.dumps({"rows": n_rows, "seconds": seconds, "peak_mb": peak}))
+    print(json.dumps({"rows": n_rows, "seconds": seconds, "peak_mb": status_bytes("VmHWM") / 2**20}))
 
 
 def main() -> int:

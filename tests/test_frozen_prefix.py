@@ -13,8 +13,8 @@ from finetune.adapters.adapter import attach
 from finetune.batches import IGNORED_LABEL, Batch
 from finetune.config import LoraConfig
 from finetune.train import train_rows
-from finetune.training import frozen_prefix
-from finetune.training.frozen_prefix import KeptRows, PrefixCache, n_layers_below_adapter, refuse_sharded
+from finetune.training.frozen_prefix import KeptRows, PrefixCache, n_layers_below_adapter
+from finetune.training.memory import prepare_memory
 from finetune.training_options import MemoryConfig
 from tests.test_memory import CPU, error_of, losses_and_gradients, padded_batch, trained, tuned
 from tests.test_train import chat_rows, train_config
@@ -174,12 +174,10 @@ def test_a_full_disk_is_told_with_the_way_out(tmp_path: Path, monkeypatch: pytes
         kept.put(b"0", torch.zeros(2, 2))
 
 
-def test_a_base_cut_over_processes_is_refused(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse_sharded(tiny_model, 2)
-    monkeypatch.setattr(frozen_prefix, "DTensor", torch.nn.Parameter)
-    refuse_sharded(tiny_model, 1)
+def test_a_base_cut_over_processes_is_refused(tiny_model: Any) -> None:
+    assert prepare_memory(tiny_model, MemoryConfig(), in_step=True) is None
     with pytest.raises(UserError, match="cut over the processes.*prefix_cache=none"):
-        refuse_sharded(tiny_model, 2)
+        prepare_memory(tiny_model, MEMORY, in_step=True)
 
 
 def test_packed_rows_are_refused(tiny_model: Any) -> None:

@@ -93,7 +93,9 @@ def test_rows_need_not_be_a_multiple_of_processes_that_share_them() -> None:
 
 def test_every_reason_why_a_layout_cannot_be_had_is_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     told = refusal(BASE, options("expert_parallel", 3), 3)
+    assert "asked for mixed precision (bf16), which changes nothing here" in told
     assert "not by Accelerate, which was asked for FSDP: take configs/accelerate/fsdp2.yaml" in str(told)
     assert "experts cannot be shared out evenly over 3 processes" in told
 

@@ -198,11 +198,11 @@ def test_gradient_checkpointing_gives_the_same_adapter(
 
 def test_checkpointing_is_as_the_config_says_and_refused_where_the_family_cannot(tiny_model: Any) -> None:
     tiny_model.activation_checkpointing_enable({"use_reentrant": False})
-    assert prepare_memory(tiny_model, MemoryConfig(), 1) is None
+    assert prepare_memory(tiny_model, MemoryConfig()) is None
     assert not tiny_model.is_activation_checkpointing
     model = build_tiny_family(FAMILIES["diffusion_gemma"])
     with pytest.raises(UserError, match="gradient_checkpointing=false: DiffusionGemma.* not compatible"):
-        prepare_memory(model, MemoryConfig(gradient_checkpointing=True), 1)
+        prepare_memory(model, MemoryConfig(gradient_checkpointing=True))
 
 
 def saved_bytes(model: Any, batch: Batch) -> tuple[int, dict[int, int]]:
@@ -236,7 +236,7 @@ def test_layers_below_the_first_adapter_keep_nothing_for_the_backward() -> None:
 def test_checkpointing_keeps_less_for_the_backward() -> None:
     model, batch = tuned("glm_moe_dsa").train(), padded_batch(width=40)
     plain = saved_bytes(model, batch)[1][2]
-    prepare_memory(model, MemoryConfig(gradient_checkpointing=True), 1)
+    prepare_memory(model, MemoryConfig(gradient_checkpointing=True))
     # The hooks do not see what checkpoint keeps: it hands each layer's inputs on in a place of its own.
     assert saved_bytes(model, batch)[1][2] < plain / 5
 
@@ -292,7 +292,7 @@ def test_a_wrapped_model_has_its_loss_in_chunks_and_its_frozen_layers_kept(
     batch = padded_batch()
     losses, gradients = losses_and_gradients(model.train(), batch, "whole")
     cache = PrefixCache(model, MemoryConfig(prefix_cache="memory"))
-    prepare_memory(model, MemoryConfig(gradient_checkpointing=True), 1)
+    prepare_memory(model, MemoryConfig(gradient_checkpointing=True))
     for _ in range(2):
         with cache.replayed(batch, CPU):
             found, found_gradients = losses_and_gradients(model, batch, 4)

@@ -21,6 +21,7 @@ from finetune.batching.packing import (
     two_to_pack,
 )
 from finetune.config import BaseConfig, LoraConfig
+from finetune.layouts.layout import Layout
 from finetune.model import load_model
 from finetune.moe import moe_layers
 from finetune.train import train_rows
@@ -250,3 +251,16 @@ def test_fewer_rows_than_parts_train_every_row_as_often(tiny_model_factory: Any,
     tokens = {row.row_id: len(row.tokens) for row in encode_rows(tiny_tokenizer, chat_rows(3), 64)}
     assert result.tokens == 8 * sum(tokens.values()), "three rows, eight times each"
     assert result.rows_by_group == {"general": 8, "target": 16}
+
+
+def test_processes_compare_their_rows_before_they_pack_any(
+    tiny_model_factory: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forward may ask other processes: with other rows there it would wait in vain."""
+    order: list[str] = []
+    monkeypatch.setattr(Layout, "check_rows", lambda *_: order.append("compared"))
+    model = tiny_model_factory(vocab_size=262)
+    attach(model, PLAN, LORA, seed=0)
+    model.register_forward_pre_hook(lambda *_: order.append("forward"))
+    train_rows(model, tiny_tokenizer, chat_rows(8), train_config(steps=1, pack_length_tokens=128))
+    assert order[:2] == ["compared", "forward"]

@@ -135,6 +135,7 @@ def test_a_layout_gives_the_numbers_of_one_process(
         torch.testing.assert_close(adapter[name], value, rtol=0, atol=1e-6)
     assert any(value.any() for name, value in adapter.items() if name.endswith(".B"))
     assert found["fingerprint"] == expected["fingerprint"]
+    assert found["is_checkpointed"] == case.has_checkpointing and not expected["is_checkpointed"]
     # What is whole in each process, against what is shared out.
     if case.kind != "data_parallel":
         assert found["held"] < expected["held"]

@@ -36,10 +36,12 @@ from interrupted_training import (
 )
 from killed_training import end, kill, start, train_by_command, train_with_kills
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from data_recipes.artefact import UserError, write_json
 from data_recipes.settings import settings_dict
 from finetune.checkpoints.checkpoint_files import checkpoint_folders
+from finetune.checkpoints.checkpoints import put_back
 from finetune.config import RunConfig, load_run_config
 from finetune.train import train_stage
 from finetune.training_options import CheckpointConfig
@@ -144,6 +146,36 @@ def test_a_damaged_checkpoint_is_skipped_and_the_one_before_it_taken(
     assert not half_written.exists()
 
 
+def test_an_adapter_of_other_parameters_takes_nothing_from_a_checkpoint() -> None:
+    own = {"a": torch.nn.Parameter(torch.zeros(2, 3))}
+    optimizer = torch.optim.AdamW(own.values())
+    for other in ({"a": torch.ones(3, 2)}, {"b": torch.ones(2, 3)}, {}):
+        with pytest.raises(UserError, match="other parameters than this one.*train.checkpoint.resume=never"):
+            put_back(own, optimizer, other, {})
+    assert not own["a"].any()
+
+
+def test_values_that_are_no_numbers_are_not_saved(training: Training) -> None:
+    seen: list[torch.nn.Parameter] = []
+
+    def harmed(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        seen.append(optimizer.param_groups[0]["params"][0])
+        if len(seen) == 4:
+            with torch.no_grad():
+                seen[-1][0, 0] = torch.inf
+
+    handle = register_optimizer_step_post_hook(harmed)
+    message = (
+        "after step 4 .* holds values that are no numbers; training stopped after step 4: .*step-2 is whole"
+    )
+    try:
+        with pytest.raises(UserError, match=message):
+            training.run()
+    finally:
+        handle.remove()
+    assert [path.name for path in checkpoint_folders(training.folder / "checkpoints")] == ["step-2"]
+
+
 def test_without_any_whole_checkpoint_it_starts_anew_unless_there_must_be_one(training: Training) -> None:
     with pytest.raises(UserError, match=r"resume=must, but .*checkpoints holds no whole checkpoint"):
         training.run(replace(EVERY_TWO, resume="must"))
@@ -177,6 +209,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(
         "train.checkpoint.resume=never to lose it and start anew",
         "lora.rank=2": r"lora\.rank was 4, is 2\. Set it back to go on from there, or train",
         "train.accumulate=2": r"train\.n_processes x train\.accumulate was 1, is 2",
+        "train.memory.prefix_cache=memory": "prefix_cache keeps rows was False, is True",  # other draws
         "seed=1": "seed was 0, is 1",
     }
     for change, message in refused.items():

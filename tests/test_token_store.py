@@ -13,6 +13,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from filelock import FileLock
+from interrupted_training import EVERY_TWO, crashed
 from safetensors.torch import load_file
 from test_train import LORA, PLAN, chat_rows, train_config, write_run_inputs
 
@@ -230,6 +231,18 @@ def test_a_second_dataset_is_replayed_by_its_share(run_with_test_split: RunConfi
     shutil.rmtree(other)
     with pytest.raises(UserError, match=r"other/manifest.json does not exist \(dataset_manifest\)"):
         train_stage(config)
+
+
+def test_a_killed_run_may_go_on_with_replay_that_it_began_without(
+    run_with_test_split: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(run_with_test_split, train=replace(run_with_test_split.train, checkpoint=EVERY_TWO))
+    crashed(config)
+    replay = write_replay(tmp_path / "other", other_rows(5))
+    changed = replace(config.train, replay=replay, checkpoint=replace(EVERY_TWO, resume="changed"))
+    train_stage(replace(config, train=changed))
+    told = capsys.readouterr().out
+    assert "goes on although replay was not there, is eeeeeeeeeeee" in told and "resumed from step 4" in told
 
 
 def test_bad_rows_of_a_replayed_dataset_name_it(run_with_test_split: RunConfig, tmp_path: Path) -> None:

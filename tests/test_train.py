@@ -205,6 +205,15 @@ def test_a_tracker_that_is_unknown_or_not_installed_is_named() -> None:
             start_accelerator(1, "cpu", tracker)
 
 
+def test_what_accelerate_refuses_without_a_tracker_is_not_put_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def initialized_otherwise(**_: Any) -> None:
+        raise ValueError("AcceleratorState has already been initialized")
+
+    monkeypatch.setattr("finetune.processes.Accelerator", initialized_otherwise)
+    with pytest.raises(UserError, match="^Accelerate cannot start: AcceleratorState has already"):
+        start_accelerator(1, "cpu")
+
+
 def test_the_stage_writes_a_whole_adapter_that_loads(
     tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -302,3 +311,18 @@ def test_dropout_depends_on_the_seed_alone_and_leaves_torchs_generator_alone(
         states.append(adapter_state(model))
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert not all(torch.equal(value, states[2][name]) for name, value in states[1].items())
+
+
+def test_the_launcher_does_not_scale_the_loss(
+    tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerate divides what its own `backward` gets by a number that it reads from the environment."""
+    norms = []
+    for n_parts in ("1", "4"):
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", n_parts)
+        model = tiny_model_factory(vocab_size=262)
+        attach(model, PLAN, LORA, seed=0)
+        train_rows(model, tiny_tokenizer, chat_rows(16), train_config(steps=2), metrics_path=tmp_path / "m")
+        lines = [json.loads(line) for line in (tmp_path / "m").read_text(encoding="utf-8").splitlines()]
+        norms.append([line["grad_norm"] for line in lines])
+    assert norms[0] == norms[1]

@@ -7,7 +7,6 @@ Command: `PYTHONPATH=. python tests/train_memory.py [--rows 10000 100000]`; ends
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, List, Value, load_from_disk
+from process_memory import status_bytes
 from transformers import AutoTokenizer
 
 from data_recipes.artefact import write_json
@@ -50,12 +50,6 @@ def write_dataset(folder: Path, n_rows: int) -> None:
     )
 
 
-def own_bytes() -> int:
-    """Memory of this process that is no mapped file."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * 1024  # type: ignore[index]
-
-
 def measure(folder: Path, grouped: bool) -> None:
     """Encode (or open) the rows and read some steps; print the figures as JSON."""
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED_MODELS["tiny-glm"])
@@ -64,14 +58,14 @@ def measure(folder: Path, grouped: bool) -> None:
     config = TrainConfig(
         steps=N_STEPS, learning_rate=1e-3, max_length_tokens=1024, group_by_length=grouped, mixture=mixture
     )
-    before, started = own_bytes(), time.perf_counter()
+    before, started = status_bytes("RssAnon"), time.perf_counter()
     data = training_rows(None, tokenizer, rows, config, 0, f"{len(rows):064x}", folder / "tokens")
     encoded, steps_started = time.perf_counter() - started, time.perf_counter()
-    peak = own_bytes()
+    peak = status_bytes("RssAnon")
     n_tokens = 0
     for step in range(N_STEPS):
         n_tokens += sum(len(example.tokens) for example in data.of_step(step))
-        peak = max(peak, own_bytes())
+        peak = max(peak, status_bytes("RssAnon"))
     seconds = (time.perf_counter() - steps_started) / N_STEPS
     grown = {"own_bytes": peak - before, "open_s": encoded, "step_s": seconds, "n_tokens": n_tokens}
     print(json.dumps(grown))

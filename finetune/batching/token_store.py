@@ -6,7 +6,6 @@ so that one array holds tokens and labels.
 """
 
 import io
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +15,14 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from data_recipes.artefact import UserError, read_artefact, sha256_json, whole_folder, write_artefact
+from data_recipes.artefact import (
+    UserError,
+    discard_unfinished,
+    read_artefact,
+    sha256_json,
+    whole_folder,
+    write_artefact,
+)
 from data_recipes.chats.chat_template import read_template
 from finetune.batches import IGNORED_LABEL, Example, audited_examples
 from finetune.model import tokenizer_fingerprint
@@ -108,8 +114,7 @@ def encode_on_disk(
     try:
         found = _read(folder, key)
         if found is None:
-            for left in folder.parent.glob(f".{folder.name}.partial-*"):
-                shutil.rmtree(left, ignore_errors=True)  # by one that was killed: who writes has the lock
+            discard_unfinished(folder)  # of processes that were killed: who writes has the lock
             _encode_into(folder, key, tokenizer, rows, max_length_tokens, stop_ids)
             found = _read(folder, key)
     finally:

@@ -48,7 +48,7 @@ def prepare_with_memory(
     attach(model, plan, LoraConfig(rank=config.rank, alpha=2.0 * config.rank), config.seed)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
     options = memory_options(config, contestant)
-    prefix = prepare_memory(model, options, n_processes=1)
+    prefix = prepare_memory(model, options)
     batch = Batch([str(row) for row in range(len(ids))], ids.cpu(), torch.ones_like(ids).cpu(), ids.cpu())
 
     def step() -> float:

@@ -3,7 +3,7 @@
 Reads and writes nothing. Everything that changes a number of the adapter must be equal. What may differ:
 the processes, their threads, how rows are cut into forward passes (they change the last bits only), where
 numbers are told, when to give up, and the checkpoints themselves. With dropout the cuts must stay: its draws
-follow them.
+follow them, and so must what is left out of them, which train.memory.prefix_cache does with padding.
 """
 
 from collections.abc import Mapping
@@ -23,11 +23,12 @@ MAY_DIFFER = (
     "explode_ratio",
     "explode_steps",
 )
-CHANGEABLE = ("train.", "data", "seed")  # beginnings of what train.checkpoint.resume=changed lets differ
+# Beginnings of what train.checkpoint.resume=changed lets differ.
+CHANGEABLE = ("train.", "data", "replay", "seed")
 
 
 def run_identity(config: RunConfig, plan: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
-    """All that decides the numbers of a training, flat; `inputs` are the hashes of dataset and plan.
+    """All that decides the numbers of a training, flat; `inputs` are the hashes of datasets and plan.
 
     A plan that was read is of the base and the tokenizer at hand.
     """
@@ -37,6 +38,7 @@ def run_identity(config: RunConfig, plan: Mapping[str, Any], inputs: Mapping[str
     said |= {f"lora.{name}": value for name, value in settings_dict(config.lora).items()}
     if config.lora.dropout > 0:
         said["train.n_processes x train.accumulate"] = config.train.n_processes * config.train.accumulate
+        said["train.memory.prefix_cache keeps rows"] = config.train.memory.prefix_cache != "none"
     return {**inputs, **base, "seed": config.seed, "base.dtype": config.base.dtype, **said}
 
 

@@ -127,10 +127,17 @@ def _problems_of_launch(environment: Mapping[str, str]) -> list[str]:
         "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config: take configs/accelerate/fsdp2.yaml",
     }
     asked = [text for name, text in plugins.items() if environment.get(name, "false").lower() == "true"]
-    return [
+    problems = [
         f"the base is shared out by transformers, not by Accelerate, which was asked for {text}"
         for text in asked
     ]
+    precision = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision != "no":
+        problems.append(
+            f"Accelerate was asked for mixed precision ({precision}), which changes nothing here: set "
+            'mixed_precision to "no", and base.dtype=bfloat16 for a base of half the size'
+        )
+    return problems
 
 
 def problems_of_base(kind: LayoutKind, model: Any, n_groups: int) -> list[str]:

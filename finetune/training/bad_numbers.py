@@ -9,12 +9,10 @@ from collections import deque
 from collections.abc import Sequence
 from statistics import median
 
-from accelerate.utils import gather_object
-
 from finetune.batching.packing import Pack
 from finetune.checkpoints.checkpoints import Checkpoints
 from finetune.layouts.layout import Layout
-from finetune.processes import stop_together
+from finetune.processes import gather, stop_together
 from finetune.training_options import TrainConfig
 
 N_RECENT = 50  # losses that the running median is of
@@ -74,10 +72,9 @@ class BadNumbers:
 
     def _bad_rows(self, own_loss: float, parts: Sequence[Sequence[Pack]]) -> list[str]:
         """Rows of the processes whose own loss is no number; all of the step when that is nobody's."""
-        bad = [] if math.isfinite(own_loss) else row_ids(self.layout.own_rows(parts))
-        if self.layout.accelerator.num_processes > 1:
-            bad = list(dict.fromkeys(gather_object(bad)))
-        return bad or row_ids(parts)
+        own = [] if math.isfinite(own_loss) else row_ids(self.layout.own_rows(parts))
+        bad = dict.fromkeys(row_id for ids in gather(self.layout.accelerator, own) for row_id in ids)
+        return list(bad) or row_ids(parts)
 
     def _stop(self, what: str, step: int, bad: Sequence[str]) -> None:
         more = f" and {len(bad) - N_SHOWN} more" if len(bad) > N_SHOWN else ""

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from data_recipes.artefact import UserError
 from finetune.batches import Batch
@@ -233,19 +232,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def refuse_sharded(model: nn.Module, n_processes: int) -> None:
-    """Processes that share the base's weights must run its layers together, whatever rows they keep.
-
-    Raises:
-        UserError: they do.
-    """
-    if n_processes > 1 and any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        raise UserError(
-            "train.memory.prefix_cache: the base is cut over the processes, so none of them can leave out "
-            f"layers for rows it has seen while others run them; {WAY_OUT}"
-        )
 
 
 def _mask_BT(batch: Batch) -> torch.Tensor:

@@ -5,6 +5,7 @@ Reads and writes nothing.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,64 +40,68 @@ def token_losses(
     return F.cross_entropy(logits, labels[is_trained], reduction="none")
 
 
-def step_gradients(
-    model: Any, parts: Sequence[Sequence[Pack]], step: int, config: TrainConfig, layout: Layout, seed: int,
-    pad_token_id: int, is_first: bool, prefix: PrefixCache | None = None,
-) -> torch.Tensor:  # fmt: skip
-    """Add this process's share of the gradients of a step's rows, and return its share of the mean loss.
+@dataclass(frozen=True)
+class Losses:
+    """Losses of a run's rows, shared out over its processes; `seed` decides what dropout drops.
 
-    `parts` are the forward passes of all processes (`finetune.batching.packing.parts_of_step`).
-
-    After the first backward of a run (`is_first`) it is checked that the adapter, and nothing else, learns.
-    `prefix` gives what it kept of the frozen layers below.
-
-    Raises:
-        UserError: an adapter that does not learn.
+    `prefix` gives what it kept of the frozen layers below, in training.
     """
-    # Every process knows the whole batch, so nobody has to ask how many tokens the others train.
-    n_trained = n_trained_tokens(example for packs in parts for pack in packs for example in pack)
-    mine, loss_chunk = layout.own_rows(parts), chunk_of(layout, config)
-    loss_sum = torch.zeros((), device=layout.device)
-    for part, packs in enumerate(mine):
-        batch = collate_packs(packs, pad_token_id)
-        checks = is_first and part == 0
-        # Of the part within the step, over all processes: its dropout does not ask who computes it.
-        number = layout.data_index * config.accumulate + part
-        with (
-            prefix.replayed(batch, layout.device) if prefix is not None else nullcontext(),
-            random_numbers_of(layout.device, seed, step, number),
-            record_routing(model) if checks else nullcontext({}) as routing,
-        ):
-            losses = token_losses(model, batch, layout.device, loss_chunk)
-            loss = losses.sum() / n_trained
-        layout.accelerator.backward(loss)
-        if checks:
-            check_first_backward(model, layout.hit_by_any(experts_of_trained_tokens(routing, batch)))
-        loss_sum += loss.detach()
-    return loss_sum
 
+    model: Any
+    layout: Layout
+    config: TrainConfig
+    seed: int
+    pad_token_id: int
+    prefix: PrefixCache | None = None
 
-@torch.no_grad()
-def evaluation_loss(
-    model: Any, layout: Layout, examples: Sequence[Example], pad_token_id: int, config: TrainConfig
-) -> float:
-    """Mean loss in nats per trained token over `examples`, shared out over the processes."""
-    model.eval()
-    total = torch.zeros((), device=layout.device)
-    mine, loss_chunk = layout.own_rows(examples), chunk_of(layout, config)
-    for number in range(layout.n_forwards(len(examples), config.batch_size)):
-        own = mine[number * config.batch_size : (number + 1) * config.batch_size]
-        # A share may be shorter than the others', which ask this process in each of their forwards.
-        batch = collate(own or examples[:1], pad_token_id)
-        losses = token_losses(model, batch, layout.device, loss_chunk)
-        total += losses.sum() if own else 0.0
-    model.train()
-    return layout.sum_over_rows(total) / n_trained_tokens(examples)
+    def step_gradients(self, parts: Sequence[Sequence[Pack]], step: int, is_first: bool) -> torch.Tensor:
+        """Add this process's share of the gradients of a step's rows, and return its share of the mean loss.
 
+        `parts` are the forward passes of all processes (`finetune.batching.packing.parts_of_step`). After the
+        first backward of a run (`is_first`) it is checked that the adapter, and nothing else, learns.
 
-def chunk_of(layout: Layout, config: TrainConfig) -> str | int:
-    """How the loss is cut: whole where each forward asks other processes, whose rows have other chunks."""
-    return "whole" if layout.in_step else config.memory.loss_chunk_tokens
+        Raises:
+            UserError: an adapter that does not learn.
+        """
+        model, layout, prefix = self.model, self.layout, self.prefix
+        # Every process knows the whole batch, so nobody has to ask how many tokens the others train.
+        n_trained = n_trained_tokens(example for packs in parts for pack in packs for example in pack)
+        loss_sum = torch.zeros((), device=layout.device)
+        for part, packs in enumerate(layout.own_rows(parts)):
+            batch = collate_packs(packs, self.pad_token_id)
+            checks = is_first and part == 0
+            # Of the part within the step, over all processes: its dropout does not ask who computes it.
+            number = layout.data_index * self.config.accumulate + part
+            with (
+                prefix.replayed(batch, layout.device) if prefix is not None else nullcontext(),
+                random_numbers_of(layout.device, self.seed, step, number),
+                record_routing(model) if checks else nullcontext({}) as routing,
+            ):
+                loss = self._of(batch).sum() / n_trained
+            loss.backward()  # Accelerate's own would scale it by what the launcher was told
+            if checks:
+                check_first_backward(model, layout.hit_by_any(experts_of_trained_tokens(routing, batch)))
+            loss_sum += loss.detach()
+        return loss_sum
+
+    @torch.no_grad()
+    def of_validation(self, examples: Sequence[Example]) -> float:
+        """Mean loss in nats per trained token over `examples`."""
+        self.model.eval()
+        total = torch.zeros((), device=self.layout.device)
+        mine, size = self.layout.own_rows(examples), self.config.batch_size
+        for number in range(self.layout.n_forwards(len(examples), size)):
+            own = mine[number * size : (number + 1) * size]
+            # A share may be shorter than the others', which ask this process in each of their forwards.
+            losses = self._of(collate(own or examples[:1], self.pad_token_id))
+            total += losses.sum() if own else 0.0
+        self.model.train()
+        return self.layout.sum_over_rows(total) / n_trained_tokens(examples)
+
+    def _of(self, batch: Batch) -> torch.Tensor:
+        # Whole where each forward asks other processes, whose rows have other chunks.
+        chunk = "whole" if self.layout.in_step else self.config.memory.loss_chunk_tokens
+        return token_losses(self.model, batch, self.layout.device, chunk)
 
 
 @contextmanager

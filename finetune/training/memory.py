@@ -3,12 +3,15 @@
 from typing import Any
 
 from data_recipes.artefact import UserError
-from finetune.training.frozen_prefix import PrefixCache, refuse_sharded
+from finetune.training.frozen_prefix import WAY_OUT, PrefixCache
 from finetune.training_options import MemoryConfig
 
 
-def prepare_memory(model: Any, config: MemoryConfig, n_processes: int) -> PrefixCache | None:
+def prepare_memory(model: Any, config: MemoryConfig, in_step: bool = False) -> PrefixCache | None:
     """Let `model` checkpoint its layers or not; returns the cache of its frozen layers when one is asked for.
+
+    `in_step` is that of the layout: processes that share the base's weights run its layers together, whatever
+    rows they keep.
 
     Raises:
         UserError: the model's family cannot recompute its activations, or its base is cut over processes.
@@ -25,5 +28,9 @@ def prepare_memory(model: Any, config: MemoryConfig, n_processes: int) -> Prefix
         model.activation_checkpointing_disable()
     if config.prefix_cache == "none":
         return None
-    refuse_sharded(model, n_processes)
+    if in_step:
+        raise UserError(
+            "train.memory.prefix_cache: the base is cut over the processes, so none of them can leave out "
+            f"layers for rows it has seen while others run them; {WAY_OUT}"
+        )
     return PrefixCache(model, config)

@@ -117,6 +117,20 @@ def test_another_tokenizer_redoes_the_last_stages_only(tokenizer, tmp_path, caps
     assert set(stages(capsys.readouterr().out).values()) == {(0, 1)}
 
 
+def test_a_chat_template_that_was_changed_is_seen_by_the_process_that_built_with_the_other(
+    tokenizer, tmp_path
+):
+    recipe = chat_recipe(tmp_path, plain_rows(5))
+    before = manifest_of(build_dataset(recipe, tmp_path / "data"))
+    file = tokenizer / "chat_template.jinja"
+    file.write_text("Be brief. " + file.read_text("utf-8"), "utf-8")
+    after = manifest_of(build_dataset(recipe, tmp_path / "data"))
+    assert after["tokenizer"]["sha256"] != before["tokenizer"]["sha256"]
+    n_more = len(AutoTokenizer.from_pretrained(tokenizer)("Be brief. ")["input_ids"])
+    assert after["masks"]["n_tokens"] == before["masks"]["n_tokens"] + 5 * n_more
+    assert after["masks"]["n_trained"] == before["masks"]["n_trained"]
+
+
 def test_a_tokenizer_that_cannot_be_loaded_is_named(tmp_path):
     (tmp_path / "tokenizer").mkdir()
     with pytest.raises(UserError, match=r"cannot load the tokenizer '\./tokenizer'"):

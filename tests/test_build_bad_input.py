@@ -68,9 +68,8 @@ def test_a_value_of_an_arrow_file_that_is_not_json_is_rejected_with_its_row(valu
     for i, row in enumerate(plain_rows(5)):
         calls = [call(value if i == 2 else None)]
         asked = {"role": "user", "content": row["instruction"], "tool_calls": None}
-        rows.append(
-            {"messages": [asked, {"role": "assistant", "content": row["output"], "tool_calls": calls}]}
-        )
+        answer = {"role": "assistant", "content": row["output"], "tool_calls": calls}
+        rows.append({"messages": [asked, answer]})
     (tmp_path / "rows").mkdir()
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "rows" / "train.parquet")
     source = {"hub": {"dataset": "./rows", "language": "en", "licence": "CC-BY-4.0"}}

@@ -252,8 +252,9 @@ def _translation(outcome: Outcome, setting: Setting) -> dict[str, Any] | None:
         "teacher": teacher_identity(options),
         "source": options.source,
         "target": options.target,
-        "n_in": report.n_in,
-        "n_accepted": report.n_out,
+        # Rows in other languages pass the stage as they are: nobody asked for them.
+        "n_in": report.n_changed + report.rejected.total(),
+        "n_accepted": report.n_changed,
         "rejected": dict(sorted(report.rejected.items())),
     }
 

@@ -89,13 +89,13 @@ def read_summary(part: Part) -> Summary | None:
 def write_part(part: Part, made: Iterable[Row | Rejected], before: Part | None = None) -> Summary:
     """Write the rows and rejections of a part and return its summary, which `finish_part` is to write.
 
-    `before` is what it was made of: the samples show both. None takes no samples.
+    `before` is what it was made of: the samples show both. None takes no samples and counts no changes.
 
     Raises:
         UserError: a full disk, or a place that cannot be written.
     """
     reasons: Counter[str] = Counter()
-    n_out = 0
+    n_out = n_changed = 0
     samples: list[tuple[str, str, Row]] = []
     with (
         whole_file(part.rows) as rows_path,
@@ -111,12 +111,14 @@ def write_part(part: Part, made: Iterable[Row | Rejected], before: Part | None =
             n_out += 1
             rows.write(line_of(row))
             if before is not None and _was_changed(row, part.stage):
+                n_changed += 1
                 _keep_lowest(samples, row)
         for file in (rows, rejected):
             file.flush()
             os.fsync(file.fileno())
     summary = {
         "n_out": n_out,
+        "n_changed": n_changed,
         "rejected": dict(sorted(reasons.items())),
         "samples": _with_before([row for _, _, row in sorted(samples)], before),
         "is_final": not reasons[TEACHER],

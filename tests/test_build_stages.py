@@ -344,6 +344,34 @@ def test_a_locked_recipe_is_built_again_and_refused_by_name_when_something_diffe
     assert hashes(folder) == before
 
 
+def test_the_words_that_are_said_in_english_are_locked(tmp_path):
+    variants = {"native": 0.5, "code_mixed": 0.5, "glossary": "words.tsv"}
+    (tmp_path / "words.tsv").write_text("bank\tबैंक\n", "utf-8")
+    recipe = write_recipe(tmp_path, plain_rows(8), variants=variants, test_share=0)
+    folder = build_dataset(recipe, tmp_path / "data")
+    locked = BuildOptions(locked=True)
+    build_dataset(recipe, folder, [], locked)
+    (tmp_path / "words.tsv").write_text("meeting\tबैठक\n", "utf-8")
+    with pytest.raises(UserError, match=r'words_in_english: locked "\w+", now "\w+"'):
+        build_dataset(recipe, folder, [], locked)
+
+
+def test_rows_that_call_the_same_tool_are_not_each_others_test_texts(tmp_path):
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": row["instruction"]},
+                {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            ],
+            "tools": [TOOL],
+        }
+        for row in plain_rows(20)
+    ]
+    recipe = write_recipe(tmp_path, rows, duplicates=None)
+    manifest = manifest_of(build_dataset(recipe, tmp_path / "data"))
+    assert manifest["n_rows"]["test"] > 0 and sum(manifest["n_rows"].values()) == 20
+
+
 def test_recipes_of_the_repository_read_as_settings():
     for path in (ROOT / "configs" / "recipes").glob("*.yaml"):
         assert yaml.safe_load(path.read_text(encoding="utf-8"))["name"] == path.stem

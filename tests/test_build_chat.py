@@ -66,6 +66,10 @@ def test_a_tokenizer_that_is_only_counted_with_changes_no_row(tmp_path):
     assert found[0]["content_hash"] == found[1]["content_hash"]
     assert found[0]["tokenizer"] is None and found[0]["languages"]["en-Latn"]["tokens"] is None
     assert found[1]["tokenizer"]["name"] == "tiny-glm" and found[1]["languages"]["en-Latn"]["tokens"] > 0
+    loaded = AutoTokenizer.from_pretrained(TINY)
+    chats = [row["messages"] for row in rows_in(with_tokenizer, "train")]
+    lengths = [len(ids) for ids in loaded.apply_chat_template(chats, return_dict=True)["input_ids"]]
+    assert (found[1]["masks"]["n_tokens"], found[1]["masks"]["longest"]) == (sum(lengths), max(lengths))
 
 
 @pytest.mark.parametrize(

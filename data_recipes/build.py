@@ -29,7 +29,7 @@ from data_recipes.parts.manifest import (
     sample_roots,
     samples_body,
 )
-from data_recipes.parts.part_files import root_id
+from data_recipes.parts.part_files import ORDER_PREFIX, remove_leftovers, root_id
 from data_recipes.parts.splitting import OrderedRows
 from data_recipes.parts.stage_runner import Engine, Outcome, Setting
 from data_recipes.parts.tokenizers import Tokenizer, tokenizer_hash
@@ -79,7 +79,7 @@ def build_dataset(
     outcome = run_chain(setting)
     with (
         whole_folder(output) as folder,
-        tempfile.TemporaryDirectory(prefix="order-", dir=setting.work) as buckets,
+        tempfile.TemporaryDirectory(prefix=ORDER_PREFIX, dir=setting.work) as buckets,
     ):
         roots = sample_roots(outcome.reports)
         content_hash, kept = _save_rows(setting, outcome, folder, Path(buckets), roots)
@@ -94,6 +94,7 @@ def build_dataset(
         samples = samples_body(outcome, kept, recipe.pii is not None)
         write_json(folder / "samples.json", samples)
         publish(folder, body, samples)
+    remove_leftovers(setting.work)
     counts = ", ".join(f"{n:,} {split}" for split, n in body["n_rows"].items())
     n_rejected = sum(report.rejected.total() for report in outcome.reports)
     n_gone = sum(body["dropped"].values()) + n_rejected

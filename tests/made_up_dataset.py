@@ -115,6 +115,7 @@ def made_up_manifest(**changed):
             "wanted": {"native": 0.75, "romanised": 0.25},
             "written": {"native": 0.8, "romanised": 0.2},
             "measured": {"native": 0.8, "romanised": 0.2},
+            "languages": {"hi": {"native": 1234, "romanised": 310}, "ur": {"native": 6}},
             "kept": {},
         },
         "translation": None,

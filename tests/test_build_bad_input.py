@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from build_recipes import hashes, plain_rows, rows_in, write_recipe
 from loopback import serving, tamil
+from pyarrow import parquet
 
 from data_recipes.artefact import UserError, read_artefact
 from data_recipes.build import build_dataset
@@ -24,6 +27,10 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 from finetune.cli import main
 sys.exit(main(["data", sys.argv[2], "--output", sys.argv[3]]))
 """
+
+
+def call(argument) -> dict:
+    return {"type": "function", "function": {"name": "weather", "arguments": {"day": argument}}}
 
 
 def rejected(folder: Path) -> dict:
@@ -53,6 +60,22 @@ def test_bad_lines_are_rejected_by_reason_and_the_good_ones_stay(tmp_path):
     details = (tmp_path / "data.parts").rglob("*.rejected.jsonl")
     told = "".join(path.read_text("utf-8") for path in details)
     assert "byte 0xfc" in told and "line 6" in told
+
+
+@pytest.mark.parametrize("value", [float("nan"), datetime(2026, 1, 26), b"\xff"])
+def test_a_value_of_an_arrow_file_that_is_not_json_is_rejected_with_its_row(value, tmp_path):
+    rows = []
+    for i, row in enumerate(plain_rows(5)):
+        calls = [call(value if i == 2 else None)]
+        asked = {"role": "user", "content": row["instruction"], "tool_calls": None}
+        answer = {"role": "assistant", "content": row["output"], "tool_calls": calls}
+        rows.append({"messages": [asked, answer]})
+    (tmp_path / "rows").mkdir()
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "rows" / "train.parquet")
+    source = {"hub": {"dataset": "./rows", "language": "en", "licence": "CC-BY-4.0"}}
+    recipe = write_recipe(tmp_path, [], sources=[source], test_share=0, validation_share=0)
+    folder = build_dataset(recipe, tmp_path / "data")
+    assert len(rows_in(folder, "train")) == 4 and rejected(folder)["sources"] == {"not plain JSON": 1}
 
 
 def test_a_recipe_that_names_a_python_object_is_not_read(tmp_path, capsys):

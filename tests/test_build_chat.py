@@ -66,6 +66,10 @@ def test_a_tokenizer_that_is_only_counted_with_changes_no_row(tmp_path):
     assert found[0]["content_hash"] == found[1]["content_hash"]
     assert found[0]["tokenizer"] is None and found[0]["languages"]["en-Latn"]["tokens"] is None
     assert found[1]["tokenizer"]["name"] == "tiny-glm" and found[1]["languages"]["en-Latn"]["tokens"] > 0
+    loaded = AutoTokenizer.from_pretrained(TINY)
+    chats = [row["messages"] for row in rows_in(with_tokenizer, "train")]
+    lengths = [len(ids) for ids in loaded.apply_chat_template(chats, return_dict=True)["input_ids"]]
+    assert (found[1]["masks"]["n_tokens"], found[1]["masks"]["longest"]) == (sum(lengths), max(lengths))
 
 
 @pytest.mark.parametrize(
@@ -115,6 +119,20 @@ def test_another_tokenizer_redoes_the_last_stages_only(tokenizer, tmp_path, caps
     capsys.readouterr()
     assert hashes(build_dataset(recipe, tmp_path / "data")) == first  # what cuts texts is the same
     assert set(stages(capsys.readouterr().out).values()) == {(0, 1)}
+
+
+def test_a_chat_template_that_was_changed_is_seen_by_the_process_that_built_with_the_other(
+    tokenizer, tmp_path
+):
+    recipe = chat_recipe(tmp_path, plain_rows(5))
+    before = manifest_of(build_dataset(recipe, tmp_path / "data"))
+    file = tokenizer / "chat_template.jinja"
+    file.write_text("Be brief. " + file.read_text("utf-8"), "utf-8")
+    after = manifest_of(build_dataset(recipe, tmp_path / "data"))
+    assert after["tokenizer"]["sha256"] != before["tokenizer"]["sha256"]
+    n_more = len(AutoTokenizer.from_pretrained(tokenizer)("Be brief. ")["input_ids"])
+    assert after["masks"]["n_tokens"] == before["masks"]["n_tokens"] + 5 * n_more
+    assert after["masks"]["n_trained"] == before["masks"]["n_trained"]
 
 
 def test_a_tokenizer_that_cannot_be_loaded_is_named(tmp_path):

@@ -79,6 +79,26 @@ def test_a_half_written_part_is_made_again(tmp_path):
     assert hashes(build_dataset(recipe, tmp_path / "data")) == whole
 
 
+def test_what_a_kill_left_half_written_goes_a_day_later_and_finished_parts_stay(tmp_path):
+    recipe, work = write_recipe(tmp_path, plain_rows(8)), tmp_path / "data.parts"
+    build_dataset(recipe, tmp_path / "data", ["seed=1"])
+    of_other_seed = part_files(work)
+    former, fresh = [
+        [work / f"order-{name}", work / "text" / f".source-0-00000-{name}.jsonl.partial-{name}"]
+        for name in ("former", "fresh")
+    ]
+    for folder, file in (former, fresh):
+        folder.mkdir()
+        (folder / "train-000").write_bytes(b"rows")
+        file.write_bytes(b"rows")
+    yesterday = time.time() - 25 * 3600
+    for path in former:
+        os.utime(path, (yesterday, yesterday))
+    build_dataset(recipe, tmp_path / "data", ["seed=2"])
+    assert not any(path.exists() for path in former) and all(path.exists() for path in fresh)
+    assert part_files(work).items() >= of_other_seed.items()
+
+
 def translation(server):
     endpoint = {"base_url": server.url, "model": "m", "concurrency": 1, "timeout_s": 5.0, "n_tries": 1}
     return {"source": "en", "target": "ta", "endpoint": endpoint | {"longest_wait_s": 0.02}, "window": 4}

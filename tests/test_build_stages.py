@@ -265,7 +265,8 @@ def test_the_recipe_that_uses_everything_builds(tmp_path):
     assert manifest["mix"]["wanted"] == {"native": 0.6, "romanised": 0.3, "code_mixed": 0.1}
     assert abs(manifest["mix"]["measured"]["romanised"] - 0.3) < 0.1  # of some 400 rows
     assert manifest["mix"]["written"]["code_mixed"] > 0
-    assert manifest["translation"]["n_in"] == manifest["translation"]["n_accepted"]
+    # The English phrases alone: the rows of Babel and Django are in Hindi already.
+    assert manifest["translation"]["n_in"] == manifest["translation"]["n_accepted"] == 24
     assert manifest["rejected"]["contamination"]["parent in test set kept_for_testing"] == 1
     phrases = [row for row in rows_of(folder) if row["source"].startswith("hindi_everyday")]
     assert len(phrases) == 23 and all(row["parent"] for row in phrases)
@@ -341,6 +342,34 @@ def test_a_locked_recipe_is_built_again_and_refused_by_name_when_something_diffe
     with pytest.raises(UserError, match=r'packages\.rensa: locked "0\.0\.1", now'):
         build_dataset(recipe, folder, [], locked)
     assert hashes(folder) == before
+
+
+def test_the_words_that_are_said_in_english_are_locked(tmp_path):
+    variants = {"native": 0.5, "code_mixed": 0.5, "glossary": "words.tsv"}
+    (tmp_path / "words.tsv").write_text("bank\tबैंक\n", "utf-8")
+    recipe = write_recipe(tmp_path, plain_rows(8), variants=variants, test_share=0)
+    folder = build_dataset(recipe, tmp_path / "data")
+    locked = BuildOptions(locked=True)
+    build_dataset(recipe, folder, [], locked)
+    (tmp_path / "words.tsv").write_text("meeting\tबैठक\n", "utf-8")
+    with pytest.raises(UserError, match=r'words_in_english: locked "\w+", now "\w+"'):
+        build_dataset(recipe, folder, [], locked)
+
+
+def test_rows_that_call_the_same_tool_are_not_each_others_test_texts(tmp_path):
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": row["instruction"]},
+                {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            ],
+            "tools": [TOOL],
+        }
+        for row in plain_rows(20)
+    ]
+    recipe = write_recipe(tmp_path, rows, duplicates=None)
+    manifest = manifest_of(build_dataset(recipe, tmp_path / "data"))
+    assert manifest["n_rows"]["test"] > 0 and sum(manifest["n_rows"].values()) == 20
 
 
 def test_recipes_of_the_repository_read_as_settings():

@@ -278,7 +278,7 @@ def test_the_report_shows_the_manifests_numbers(folder):
     text = " ".join(" ".join(Page((folder / "report.html").read_text()).text).split())
     assert "Hindi, Devanagari hi-Deva 4 8 32 128 128 4.00 1.00" in text
     assert "Urdu, Arabic ur-Arab 1 2 8 32 24 3.00 0.75" in text
-    assert "duplicates version 1 27 16 0 11" in text
+    assert "duplicates version 1 27 16 11" in text
     assert "AADHAAR 3 Hindi 2, Urdu 1" in text
     assert "native 0.750 0.800" in text
     assert "indic-qa 1,200 texts" in text and "of these trained 61" in text
@@ -368,3 +368,12 @@ def test_what_a_message_carries_beside_its_text_is_shown():
     message = {"role": "assistant", "content": None, "tool_calls": [{"name": "मौसम"}], "extra": None}
     assert json.loads(message_text(message)) == {"tool_calls": [{"name": "मौसम"}]}
     assert message_text({"role": "user", "content": "a", "extra": None}) == "a"
+
+
+def test_the_forms_of_each_language_are_in_the_card_and_in_the_report(folder):
+    card = (folder / "README.md").read_text("utf-8")
+    assert "- Hindi, rows as measured: native 1,234, romanised 310\n" in card
+    assert "- Urdu, rows as measured: native 6, romanised 0\n" in card
+    page = (folder / "report.html").read_text("utf-8")
+    row = '<tr><th scope="row">{}</th><td data-label="native">{}</td><td data-label="romanised">{}</td></tr>'
+    assert row.format("Hindi", "1,234", "310") in page and row.format("Urdu", "6", "0") in page

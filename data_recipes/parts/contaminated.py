@@ -73,7 +73,7 @@ def own_texts(rows: Iterable[Row], shares: Shares, options: ContaminationOptions
                 if isinstance(made, dict) and "messages" in made:
                     yield _conversation(made)
                     if "pair" not in row:
-                        yield from (text for _, text in contents(made) if _is_long(text, options))
+                        yield from (text for text in _said(made) if _is_long(text, options))
 
 
 def write_index(path: Path, texts: Mapping[str, Iterable[str]], options: ContaminationOptions) -> None:
@@ -105,17 +105,25 @@ def n_texts(path: str) -> dict[str, int]:
 def _outside_own(row: Row, index: TestSets) -> Row | Rejected:
     for who, made in (("", row), ("parent ", row.get("parent"))):
         if isinstance(made, dict) and "messages" in made:
-            alone = [] if "pair" in row else [text for _, text in contents(made)]
+            alone = [] if "pair" in row else _said(made)
             if contact := find_contact([_conversation(made), *alone], index):
                 return Rejected(str(row["id"]), NAME, f"{who}in {OWN}", f"{contact.form} form, {contact.how}")
     return row
+
+
+def _said(row: dict[str, Any]) -> list[str]:
+    """What each message says, without its calls of tools: two questions may well need the same, whose JSON is
+    longer than they are.
+    """
+    plain = [{"role": one["role"], "content": one.get("content")} for one in row["messages"]]
+    return [text for _, text in contents({"messages": plain})]
 
 
 def _conversation(row: dict[str, Any]) -> str:
     """All that was said; of a row that asks for a translation without the phrasing, which all share."""
     if "pair" in row:
         return f"{row['pair']['english']}\n{contents(row)[-1][1]}"
-    return "\n".join(text for _, text in contents(row))
+    return "\n".join(_said(row))
 
 
 def _is_long(text: str, options: ContaminationOptions) -> bool:

@@ -16,7 +16,7 @@ from data_recipes.chats.mask_audit import audited_mask
 from data_recipes.languages import language
 from data_recipes.parts.part_files import Summary, draw, finish_part, read_rows, root_id, write_part
 from data_recipes.parts.splitting import Shares, split_of_row
-from data_recipes.parts.stages import PartTask
+from data_recipes.parts.stages import PartTask, mask_counts
 from data_recipes.parts.tokenizers import Tokenizer, load_template, load_tokenizer
 from data_recipes.pii.step import count_pii
 from data_recipes.records import as_record
@@ -121,9 +121,10 @@ class Counts:
             ids = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
             sums["tokens"] += sum(map(len, ids))
         if self._template is not None:
-            mask, _ = audited_mask(self._template, row)
-            self._masks.update(n_tokens=len(mask.ids), n_trained=sum(mask.is_trained))
-            self._longest = max(self._longest, len(mask.ids))
+            # Counted already by the stage `chat`, which a recipe without a tokenizer has not.
+            counted = row.get("mask") or mask_counts(audited_mask(self._template, row)[0])
+            self._masks.update(counted)
+            self._longest = max(self._longest, counted["n_tokens"])
         for kind, by_language in count_pii([row]).items():
             self._pii[kind].update(by_language)
         self._add_source(row)

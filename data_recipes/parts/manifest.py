@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_recipes.artefact import SCHEMA, UserError
+from data_recipes.artefact import SCHEMA, UserError, sha256_file
 from data_recipes.parts.chain import shares, steps_of
 from data_recipes.parts.finishing import N_SHOWN
 from data_recipes.parts.part_files import lowest
@@ -130,6 +130,7 @@ def lock_body(setting: Setting, outcome: Outcome | None, content_hash: str) -> d
     recipe = setting.recipe
     test_sets = recipe.contamination.test_sets if recipe.contamination else {}
     where = (setting.folder, setting.allowed)
+    glossary = setting.variants.glossary if setting.variants else None
     locked: dict[str, Any] = {
         "kind": "recipe_lock",
         "schema": SCHEMA,
@@ -140,6 +141,7 @@ def lock_body(setting: Setting, outcome: Outcome | None, content_hash: str) -> d
         "comparison": KEY,
         "tokenizer": _tokenizer(setting),
         "teacher": teacher_identity(setting.translate) if setting.translate else None,
+        "words_in_english": sha256_file(glossary) if glossary else None,
     }
     if outcome is not None:
         steps = steps_of(outcome, recipe)
@@ -252,8 +254,9 @@ def _translation(outcome: Outcome, setting: Setting) -> dict[str, Any] | None:
         "teacher": teacher_identity(options),
         "source": options.source,
         "target": options.target,
-        "n_in": report.n_in,
-        "n_accepted": report.n_out,
+        # Rows in other languages pass the stage as they are: nobody asked for them.
+        "n_in": report.n_changed + report.rejected.total(),
+        "n_accepted": report.n_changed,
         "rejected": dict(sorted(report.rejected.items())),
     }
 

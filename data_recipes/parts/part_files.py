@@ -10,8 +10,11 @@ import hashlib
 import heapq
 import json
 import os
+import shutil
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from data_recipes.steps import Rejected, Row
 LOCALE = "locale"  # the stream of the locale tasks; those of sources are source-0, source-1, ...
 N_CANDIDATES = 20  # rows of a stage that may become samples: some of them do not reach the dataset
 TEACHER = "teacher"  # the reason of rows that the teacher did not answer for: to be asked again
+ORDER_PREFIX = "order-"  # of the folders in which a build sorts rows
+LEFTOVER_S = 24 * 3600.0  # what nobody has written to for so long is of a build that was killed
 
 Summary = dict[str, Any]
 
@@ -89,13 +94,13 @@ def read_summary(part: Part) -> Summary | None:
 def write_part(part: Part, made: Iterable[Row | Rejected], before: Part | None = None) -> Summary:
     """Write the rows and rejections of a part and return its summary, which `finish_part` is to write.
 
-    `before` is what it was made of: the samples show both. None takes no samples.
+    `before` is what it was made of: the samples show both. None takes no samples and counts no changes.
 
     Raises:
         UserError: a full disk, or a place that cannot be written.
     """
     reasons: Counter[str] = Counter()
-    n_out = 0
+    n_out = n_changed = 0
     samples: list[tuple[str, str, Row]] = []
     with (
         whole_file(part.rows) as rows_path,
@@ -111,12 +116,14 @@ def write_part(part: Part, made: Iterable[Row | Rejected], before: Part | None =
             n_out += 1
             rows.write(line_of(row))
             if before is not None and _was_changed(row, part.stage):
+                n_changed += 1
                 _keep_lowest(samples, row)
         for file in (rows, rejected):
             file.flush()
             os.fsync(file.fileno())
     summary = {
         "n_out": n_out,
+        "n_changed": n_changed,
         "rejected": dict(sorted(reasons.items())),
         "samples": _with_before([row for _, _, row in sorted(samples)], before),
         "is_final": not reasons[TEACHER],
@@ -128,6 +135,22 @@ def finish_part(part: Part, summary: Summary) -> Summary:
     """Write the summary of a part: from now on it is whole."""
     write_json(f"{part.name}.json", summary)
     return summary
+
+
+def remove_leftovers(work: Path) -> None:
+    """Remove what builds that were killed left half written in a working folder.
+
+    Finished parts stay, of whatever recipe and options: who goes back to those goes on from them. What was
+    written to within a day stays too: another build may be at it.
+    """
+    for path in (*work.glob(f"{ORDER_PREFIX}*"), *work.glob("*/.*.partial-*")):
+        with suppress(OSError):  # another build has taken it away
+            if time.time() - path.stat().st_mtime < LEFTOVER_S:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def root_id(row: Row) -> str:

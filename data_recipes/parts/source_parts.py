@@ -18,6 +18,7 @@ from data_recipes.artefact import write_json
 from data_recipes.locale_rows import locale_rows
 from data_recipes.parts.part_files import Part, finish_part, read_summary, write_part
 from data_recipes.recipe import RecipeConfig
+from data_recipes.records import json_text
 from data_recipes.row_sources.source import SourceConfig, open_source
 from data_recipes.steps import Rejected, Row
 from data_recipes.tasks import SPLITS
@@ -52,7 +53,7 @@ def read_stream(task: SourceTask | LocaleTask) -> int:
 
 def read_source(task: SourceTask) -> int:
     """Write the parts of a source and return how many of them were made now."""
-    rows = (_encodable(row) for row in open_source(task.config, task.folder, task.allowed))
+    rows = (_storable(row) for row in open_source(task.config, task.folder, task.allowed))
     return _write_parts(rows, task.first, task.rows_per_part, {})
 
 
@@ -96,16 +97,15 @@ def _end_file(first: Part) -> Path:
     return Path(first.folder) / STAGE / f"{first.stream}-{first.key[:24]}.json"
 
 
-def _encodable(row: Row | Rejected) -> Row | Rejected:
-    """Half a surrogate pair, which JSON can spell, is no text that Arrow or a tokenizer takes."""
+def _storable(row: Row | Rejected) -> Row | Rejected:
+    """The row, or its rejection: an Arrow file may hold NaN, dates and bytes, which no record can."""
     if isinstance(row, Rejected):
         return row
     try:
-        json.dumps(row, ensure_ascii=False).encode("utf-8")
+        json_text(row).encode("utf-8")
         return row
-    except UnicodeEncodeError as error:
-        detail = f"half a surrogate pair: {ascii(error.object[error.start : error.end])}"
-        return Rejected(ascii(row["id"]).strip("'"), STAGE, "no Unicode text", detail)
+    except (ValueError, TypeError) as error:
+        return Rejected(ascii(row["id"]).strip("'"), STAGE, "not plain JSON", str(error))
 
 
 def numbered_streams(recipe: RecipeConfig) -> Iterator[tuple[str, SourceConfig]]:

@@ -53,6 +53,7 @@ class StageReport:
     name: str
     n_in: int = 0
     n_out: int = 0
+    n_changed: int = 0  # rows whose text is another, of the stages that count it
     rejected: Counter[str] = field(default_factory=Counter)
     n_made: int = 0
     n_kept: int = 0
@@ -62,6 +63,7 @@ class StageReport:
         """Count one part."""
         self.rejected.update(summary["rejected"])
         self.n_out += summary["n_out"]
+        self.n_changed += summary["n_changed"]
         self.n_in += summary["n_out"] + sum(summary["rejected"].values())
         self.samples = lowest([*self.samples, *summary["samples"]], N_CANDIDATES)
 

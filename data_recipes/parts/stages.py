@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from data_recipes.chats.chat_mask import ChatMask
 from data_recipes.chats.control_tokens import without_control_tokens
 from data_recipes.chats.mask_audit import audited_mask
 from data_recipes.parts.contaminated import outside_test_texts
@@ -144,10 +145,17 @@ def _chat(rows: Iterable[Row], setting: ChatSetting) -> Iterator[Row | Rejected]
     template = load_template(setting.tokenizer, setting.config.thinking)
     for row in without_control_tokens(rows, template, setting.config.control_tokens):
         if not isinstance(row, Rejected):
-            _, problems = audited_mask(template, row, setting.config.max_length_tokens)
+            mask, problems = audited_mask(template, row, setting.config.max_length_tokens)
             if problems:
                 row = Rejected(str(row["id"]), "chat", problems[0].kind, problems[0].detail)
+            else:
+                row = {**row, "mask": mask_counts(mask)}
         yield row
+
+
+def mask_counts(mask: ChatMask) -> dict[str, int]:
+    """Return how many tokens a row has, and how many of them are trained."""
+    return {"n_tokens": len(mask.ids), "n_trained": sum(mask.is_trained)}
 
 
 STEPS: dict[str, Callable[[Iterable[Row], Any], Iterator[Row | Rejected]]] = {

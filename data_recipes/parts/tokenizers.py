@@ -51,7 +51,14 @@ def load_template(tokenizer: Tokenizer, thinking: bool | None) -> ChatTemplate:
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """Return one hash of what cuts texts into tokens and of the chat template."""
+    """Return one hash of what cuts texts into tokens and of the chat template, read anew: in a notebook one
+    process builds again after its folder was changed.
+
+    Raises:
+        UserError: there is no tokenizer, or it cannot be read.
+    """
+    load_tokenizer.cache_clear()
+    load_template.cache_clear()
     loaded = load_tokenizer(tokenizer)
     backend = getattr(loaded, "backend_tokenizer", None)
     cuts = backend.to_str() if backend is not None else sorted(loaded.get_vocab().items())

@@ -71,17 +71,10 @@ def form_rows(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def flow_rows(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return each step with the rows that came, went on, and were made; `width` is beside the largest."""
+    """Return each step of the manifest; `width` is the rows that went on, beside the largest step."""
     steps = manifest.get("steps") or []
     largest = max((max(step["n_in"], step["n_out"]) for step in steps), default=0)
-    return [
-        {
-            **step,
-            "n_made": step["n_out"] - (step["n_in"] - step["n_rejected"]),
-            "width": 100 * step["n_out"] / largest if largest else 0,
-        }
-        for step in steps
-    ]
+    return [{**step, "width": 100 * step["n_out"] / largest if largest else 0} for step in steps]
 
 
 def rejected_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str, int]]:

@@ -37,7 +37,7 @@ def make_variants(rows: Iterable[Row], options: VariantOptions) -> Iterator[Row 
     )
     pattern = term_pattern(own_words) if own_words else None
     for row in rows:
-        wanted = drawn_form(root_id(row), options)
+        wanted = drawn_form(first_id(row), options)
         form = written_form(f"{row['language']}-{row['script']}")
         reason = _why_not(wanted, form, options)
         if wanted == "native" or reason:
@@ -49,7 +49,7 @@ def make_variants(rows: Iterable[Row], options: VariantOptions) -> Iterator[Row 
             yield _variant(row, wanted, options, lambda text, known=pattern: mix(text, own_words, known))
 
 
-def root_id(row: Row) -> str:
+def first_id(row: Row) -> str:
     """Return the id of the row that this one was made from, or its own."""
     parent = row.get("parent")
     found = parent.get("id") if isinstance(parent, dict) else parent
@@ -142,7 +142,7 @@ def _variant(row: Row, form: Form, options: VariantOptions, rewrite: Rewrite) ->
     }  # fmt: skip
     # The root stays the parent; with it goes every text this row was made from: contamination looks there.
     former = row["parent"].get("messages", []) if isinstance(row.get("parent"), dict) else []
-    parent = {"id": root_id(row), "messages": [*former, *row["messages"]]}
+    parent = {"id": first_id(row), "messages": [*former, *row["messages"]]}
     changed = {**row, "messages": messages, "form": form, "id": f"{row['id']}/{form}", "parent": parent}
     if form == "romanised" and set(options.roles) >= {"user", "assistant"}:
         changed["script"] = "Latn"

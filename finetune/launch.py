@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if asked := [code for code in codes.values() if code in EXIT_CODES.values()]:
             return asked[0]
         if message := ending(stage, codes):
-            print(message, file=sys.stderr)
+            print(f"\n{message}", file=sys.stderr)  # a progress bar that nobody closed may stand in the line
         return 2
     return 0
 

@@ -165,7 +165,7 @@ def one_message(time_limit_s: int) -> Iterator[None]:
 
     Raises:
         UserError: as inside; or the connection to another process is lost, or `time_limit_s` passed while it
-            did not answer. Under `finetune.launch`, which sees and tells how that one ended, SystemExit.
+            did not answer. Under `finetune.launch`, which tells how that one ended, this process ends.
     """
     try:
         yield
@@ -180,7 +180,10 @@ def one_message(time_limit_s: int) -> Iterator[None]:
         if not lost or not torch.distributed.is_initialized():
             raise
         if LAUNCHED in os.environ:
-            raise SystemExit(LOST_EXIT_CODE) from error
+            # In the usual end gloo's threads may abort the process, and it would be taken for the killed one.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(LOST_EXIT_CODE)
         raise UserError(
             "another process of this run ended, or did not answer within "
             f"train.layout.time_limit_s={time_limit_s}: its own message, or the launcher's, says why"

@@ -5,11 +5,13 @@ starts in milliseconds, with one thread, and is a whole process to the system: S
 to tidy up, and its sockets and files are as a killed process leaves them.
 """
 
+import atexit
 import multiprocessing
 import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -23,9 +25,13 @@ from tqdm import tqdm
 from finetune import cli
 from finetune import train as train  # imported once, by the fork server
 
-tqdm.get_lock()  # made once: each killed child would leave one behind
+# tqdm's own lock is shared by all forks: a child that is killed while it writes would keep it for ever.
+tqdm.set_lock(threading.RLock())
 ROOT = Path(__file__).parents[1]
 LONGEST_WAIT_S = 100
+_STARTED: list[BaseProcess] = []
+# Python waits at its end for every child: one that a failed test left behind would hold up all of them.
+atexit.register(lambda: kill(_STARTED))
 
 
 def start(folder: Path, function: Callable[..., Any], *arguments: Any, n_processes: int = 1) -> list[Any]:
@@ -46,6 +52,7 @@ def start(folder: Path, function: Callable[..., Any], *arguments: Any, n_process
             group = (rank, n_processes, meeting, folder / f"log-{rank}")
             children.append(context.Process(target=_child, args=(group, function, own)))
             children[-1].start()
+            _STARTED.append(children[-1])
     finally:
         for name, value in former.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})

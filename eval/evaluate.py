@@ -35,7 +35,8 @@ from eval.metrics import (
     in_memory,
 )
 from finetune.adapters.adapter import adapter_disabled, load_adapter
-from finetune.config import EvalConfig, RunConfig, config_from_arguments
+from finetune.config import RunConfig, config_from_arguments
+from finetune.eval_options import EvalConfig
 from finetune.model import load_model, model_fingerprint, tokenizer_fingerprint
 
 Row = dict[str, Any]

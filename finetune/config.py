@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_recipes.settings import load_settings, out_of_range
+from finetune.eval_options import EvalConfig
 from finetune.training_options import TrainConfig
 
 # Names that stand for a model shipped inside this package; any other name is a folder or a Hub id.
@@ -141,23 +142,6 @@ class LoraConfig:
         if not 0 <= self.dropout < 1:
             wrong.append("dropout: must be at least 0 and below 1")
         return wrong + out_of_range({"rank": self.rank, "down_rank": self.down_rank})
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """Base and tuned on the same held-out rows."""
-
-    batch_size: int = 64  # rows
-    max_new_tokens: int = 64  # longest answer
-    n_bootstrap: int = 2000  # resamples for each interval
-    max_rows_per_task: int | None = None  # of each task and language; None is all
-    samples: int = 3  # example answers shown for each task
-
-    def problems(self) -> list[str]:
-        """Values no run can use, as "key: reason"."""
-        names = ("batch_size", "max_new_tokens", "n_bootstrap", "max_rows_per_task")
-        wrong = out_of_range({name: getattr(self, name) for name in names})
-        return wrong + out_of_range({"samples": self.samples}, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)

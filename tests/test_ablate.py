@@ -17,7 +17,8 @@ from eval.ablate import ablate_stage, main, plan_configs, share
 from eval.ablation_table import results_table
 from eval.evaluate import BASE_ANSWERS
 from eval.plan_comparison import check_equal_budget, read_training, selected_minus_others
-from finetune.config import BaseConfig, DataConfig, EvalConfig, LoraConfig, RunConfig, SelectConfig
+from finetune.config import BaseConfig, DataConfig, LoraConfig, RunConfig, SelectConfig
+from finetune.eval_options import EvalConfig
 from finetune.run import STAGE_FUNCTIONS, StageFunction
 from finetune.training_options import TrainConfig
 

@@ -15,7 +15,8 @@ from data_recipes.tasks import TASKS
 from eval.evaluate import Answers, cap_rows, compare_answers, evaluate_rows, evaluate_stage, main
 from eval.generate import AnswerLoss, answer_nll, generate_answers
 from finetune.adapters.adapter import adapter_parameters, attach, save_adapter
-from finetune.config import BaseConfig, DataConfig, EvalConfig, LoraConfig, RunConfig
+from finetune.config import BaseConfig, DataConfig, LoraConfig, RunConfig
+from finetune.eval_options import EvalConfig
 from finetune.model import load_model, model_fingerprint
 from finetune.training_options import TrainConfig
 

@@ -9,6 +9,7 @@ metrics.jsonl, train.json), and tokens/ for the next run of these rows.
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -39,6 +40,7 @@ from finetune.checkpoints.checkpoints import Checkpoints
 from finetune.checkpoints.same_run import run_identity
 from finetune.checkpoints.stop_signals import stop_requests
 from finetune.config import RunConfig, config_from_arguments
+from finetune.launch import LAUNCHED
 from finetune.layouts.layout import Layout, data_parallel
 from finetune.layouts.placement import choose_layout, load_base
 from finetune.model import model_fingerprint, tokenizer_fingerprint
@@ -51,6 +53,7 @@ from finetune.training.losses import Losses
 from finetune.training.memory import prepare_memory
 from finetune.training.monitor import Monitor, TrainResult
 from finetune.training.optimizer import adapter_optimizer, set_learning_rate
+from finetune.training.summary import summary
 from finetune.training.trackers import start_trackers
 from finetune.training.training_rows import (
     TrainingRows,
@@ -180,17 +183,11 @@ def train_stage(config: RunConfig) -> Path:
         if config.train.tracker:
             options = {"train": json.dumps(settings_dict(config.train))}
             start_trackers(accelerator, config.name, options, *checkpoints.find(layout))
+        metrics = partial / "metrics.jsonl" if partial else None
         result = train_rows(
-            model,
-            tokenizer,
-            rows,
-            config.train,
-            config.seed,
-            validation,
-            partial / "metrics.jsonl" if partial else None,
-            layout=layout,
-            checkpoints=checkpoints,
-        )
+            model, tokenizer, rows, config.train, config.seed, validation, metrics,
+            layout=layout, checkpoints=checkpoints,
+        )  # fmt: skip
         assert result.n_trainable == n_trainable
         if partial:
             write_adapter_files(model, plan, config.lora, partial)
@@ -199,6 +196,7 @@ def train_stage(config: RunConfig) -> Path:
         # Done: they are three times the adapter's size each, and would stand in the way of another run.
         remove_checkpoints(output / "checkpoints")
     accelerator.end_training()
+    say(summary(result, config.train, plan["experts"], folder))
     return folder
 
 
@@ -222,10 +220,13 @@ def _load(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`--config FILE [key=value ...]`: train and print where the adapter is."""
-    config = config_from_arguments(argv, "train", "Train LoRA on the chosen experts.")
+    """`--config FILE [key=value ...]`: train and print what it came to, and what to run next."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    config = config_from_arguments(arguments, "train", "Train LoRA on the chosen experts.")
     with one_message(config.train.layout.time_limit_s):
-        say(str(train_stage(config)))
+        train_stage(config)
+        if LAUNCHED not in os.environ:  # else whoever launched these processes knows what comes next
+            say(f"{'next':<11}local-experts eval {shlex.join(arguments)}")
     return 0
 
 

@@ -44,9 +44,8 @@ def _computes(device: torch.device, name: str) -> Finding:
         assert left.grad is not None
         is_right = bool((left.grad.cpu() == n).all())
     except RuntimeError as error:
-        return Finding(
-            "device", False, f"{name} does not compute ({error}): update its driver and torch together"
-        )
+        way_out = "update its driver and torch together"
+        return Finding("device", False, f"{name} does not compute ({error}): {way_out}")
     if not is_right:
         return Finding("device", False, f"{name} computes wrong numbers: take another base.device")
     return Finding("device", True, name)

@@ -20,7 +20,8 @@ TIME_LIMIT_S = 60  # a first start reads torch from the disk, twice
 
 
 def checks(config: RunConfig | None, time_limit_s: int) -> Iterator[Finding]:
-    """Yield what each check found, as it is found; the rest needs the packages that the first one looks for."""
+    """Yield what each check found, as it is found; all but the first need the packages it looks for."""
+    tracker = config.train.tracker if config else None
     versions = check_versions()
     yield Finding("python", True, f"{platform.python_version()} on {platform.platform()}")
     yield versions
@@ -33,6 +34,8 @@ def checks(config: RunConfig | None, time_limit_s: int) -> Iterator[Finding]:
         return
     found = devices.check_devices(config)
     yield from found
+    if not all(finding.is_ok for finding in found):
+        config = None  # there is no device to look for room on
     yield process_start.check_launch("cpu", time_limit_s)
     if devices.n_accelerators() >= process_start.N_PROCESSES:
         yield process_start.check_launch("auto", time_limit_s)
@@ -42,8 +45,8 @@ def checks(config: RunConfig | None, time_limit_s: int) -> Iterator[Finding]:
         yield from room.check_disk(config, needs)
     except UserError as error:
         yield Finding("config", False, str(error))
-    if config is not None and config.train.tracker is not None:
-        yield _tracker(config.train.tracker)
+    if tracker is not None:
+        yield _tracker(tracker)
 
 
 def _tracker(name: str) -> Finding:
@@ -51,10 +54,10 @@ def _tracker(name: str) -> Finding:
     available = sorted(str(tracker) for tracker in tracking.get_available_trackers())
     if name in (*available, "all"):
         return Finding("tracker", True, f"{name} is installed")
-    way_out = f"pip install {name}, or leave train.tracker out"
-    return Finding(
-        "tracker", False, f"{name} is not installed or not known; there are {available}: {way_out}"
+    known = (
+        f"{name} is not installed, or Accelerate does not know it; there are {', '.join(available) or 'none'}"
     )
+    return Finding("tracker", False, f"{known}: pip install {name}, or leave train.tracker out")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

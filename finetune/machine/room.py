@@ -4,7 +4,6 @@ Reads the base's config.json, plan.json where there is one, and what the system 
 one byte into the folder it looks at, and removes it.
 """
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,7 +14,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import AutoConfig
 
-from data_recipes.artefact import UserError
+from data_recipes.artefact import read_artefact
 from finetune.adapters.linear_lora import linear_names
 from finetune.config import RunConfig
 from finetune.layouts.placement import base_without_weights
@@ -39,6 +38,7 @@ class Needs(NamedTuple):
     base: int
     n_adapter: int  # parameters
     has_plan: bool
+    offloads: bool  # the profile reads the base layer by layer
 
 
 def needs_of(config: RunConfig) -> Needs:
@@ -53,17 +53,15 @@ def needs_of(config: RunConfig) -> Needs:
     linears = [model.get_submodule(name) for name in linear_names(model, config.lora)]
     n_adapter = sum(config.lora.rank * sum(linear.weight.shape) for linear in linears)
     plan = Path(config.output) / "plan.json"
-    try:
-        chosen = json.loads(plan.read_text(encoding="utf-8"))["experts"] if plan.exists() else {}
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot read {plan} ({error}): run select again") from error
+    chosen = read_artefact(plan, "expert_plan", ("experts",))["experts"] if plan.exists() else {}
     for layer in moe_layers(model):
         n_adapter += config.lora.rank * parameters_per_rank(layer) * len(chosen.get(str(layer.index), ()))
-    return Needs(base, n_adapter, plan.exists())
+    device = choose_device(config.base.device)
+    return Needs(base, n_adapter, plan.exists(), uses_offload(config.base, config.profile, device))
 
 
 def check_memory(config: RunConfig | None = None, needs: Needs | None = None) -> list[Finding]:
-    """What is free on the CPU and the device; with a config and its `needs`, whether training and profile fit."""
+    """What is free; with a config and its `needs`, whether training and profile fit into that."""
     cpu = free_memory_bytes(torch.device("cpu"))
     if config is None or needs is None:
         device = choose_device("auto")
@@ -73,20 +71,24 @@ def check_memory(config: RunConfig | None = None, needs: Needs | None = None) ->
     n_sharing = config.train.n_processes if device.type == "cpu" else 1  # of one memory
     return [
         _training(config, needs, free_memory_bytes(device) // n_sharing),
-        _profile(config, device, free_memory_bytes(device)),
+        _profile(config, needs, free_memory_bytes(device)),
     ]
 
 
 def _training(config: RunConfig, needs: Needs, free: int) -> Finding:
     train = config.train
     is_shared = train.layout.kind in SHARED_OUT
-    base = needs.base // train.n_processes if is_shared else needs.base
+    n_shares = train.n_processes if is_shared else 1
+    if train.layout.kind == "device_map":
+        n_shares = max(1, torch.accelerator.device_count())
+    base = needs.base // n_shares
     needed = base + needs.n_adapter * BYTES_TRAINED
+    adapter = f"adapter and optimizer {_gb(needed - base)}"
+    if not needs.has_plan:
+        adapter += " and what the plan chooses"
     what = (
-        f"training: at least {_gb(needed)} in each of {train.n_processes} process(es) "
-        f"(base {_gb(base)}; adapter with optimizer {_gb(needed - base)}"
-        f"{'' if needs.has_plan else ', experts not counted before there is a plan'}; activations come on top), "
-        f"{_gb(free)} free for each"
+        f"training: at least {_gb(needed)} in each of {train.n_processes} process(es), base {_gb(base)}, "
+        f"{adapter}, without activations; {_gb(free)} free for each"
     )
     if needed <= free:
         return Finding("memory", True, what)
@@ -95,19 +97,16 @@ def _training(config: RunConfig, needs: Needs, free: int) -> Finding:
     return Finding("memory", False, f"{what}: take {' or '.join(ways)}, or a machine with more")
 
 
-def _profile(config: RunConfig, device: torch.device, free: int) -> Finding:
-    if not uses_offload(config.base, config.profile, device):
+def _profile(config: RunConfig, needs: Needs, free: int) -> Finding:
+    if not needs.offloads:
         return Finding("memory", True, "profile: with the whole base in memory")
     held = config.profile.max_tokens if config.profile.hidden_states == "memory" else 0
     needed = _offload(config).memory_bytes(held)
     what = f"profile: layer by layer, at least {_gb(needed)} of {_gb(free)} free"
     if needed <= free:
         return Finding("memory", True, what)
-    return Finding(
-        "memory",
-        False,
-        f"{what}: set profile.hidden_states=disk, lower profile.max_tokens, or take a machine with more",
-    )
+    ways = "set profile.hidden_states=disk, lower profile.max_tokens, or take a machine with more"
+    return Finding("memory", False, f"{what}: {ways}")
 
 
 def _offload(config: RunConfig) -> Any:
@@ -123,8 +122,7 @@ def check_disk(config: RunConfig | None = None, needs: Needs | None = None) -> l
     n_each = N_SAVED_WITH_BEST if config.train.keep_best else N_SAVED
     # One checkpoint more is there while the oldest goes, and the adapter itself.
     needed = n_bytes * (n_each * (config.train.checkpoint.keep + 1) + 1)
-    device = choose_device(config.base.device)
-    if config.profile.hidden_states == "disk" and uses_offload(config.base, config.profile, device):
+    if config.profile.hidden_states == "disk" and needs.offloads:
         needed += config.profile.max_tokens * _offload(config).state_bytes_per_token
     findings = [_has_room(Path(config.output), needed, f"{config.output}: adapter and checkpoints")]
     model = resolve_model_path(config.base.model)
@@ -149,9 +147,8 @@ def _has_room(folder: Path, needed: int, what: str) -> Finding:
             file.write(b"1")
             file.flush()
     except OSError as error:
-        return Finding(
-            "disk", False, f"{told}, but {place} cannot be written ({error.strerror}): set output="
-        )
+        reason = f"{place} cannot be written ({error.strerror})"
+        return Finding("disk", False, f"{told}, but {reason}: set output= to another folder")
     if needed > free:
         return Finding("disk", False, f"{told}: free some, or set output= to a folder on another disk")
     return Finding("disk", True, told)

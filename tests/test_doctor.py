@@ -1,5 +1,6 @@
 """The doctor's checks: what is well, what is to change, and how to change it; exit code 0 or 2."""
 
+import re
 import sys
 import time
 from dataclasses import replace
@@ -104,7 +105,7 @@ def test_processes_that_do_not_answer_are_killed_at_the_time_limit() -> None:
 def test_processes_that_fail_are_told_with_their_own_message(code: str, message: str) -> None:
     found = check_launch("cpu", 30, [sys.executable, "-c", code])
     assert not found.is_ok
-    assert pytest.importorskip("re").search(message, found.text), found.text
+    assert re.search(message, found.text), found.text
 
 
 @pytest.mark.slow

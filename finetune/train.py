@@ -86,8 +86,8 @@ def train_rows(
     `checkpoints` it goes on from the newest one.
 
     Raises:
-        UserError: bad rows, a loss that explodes or is no number, an adapter that does not learn or is
-            merged, a lost process, or a checkpoint of another run.
+        UserError: options that no run can use, bad rows, a loss that explodes or is no number, an adapter
+            that does not learn or is merged, a lost process, or a checkpoint of another run.
         Stopped: a signal asked for it.
     """
     refuse_merged(model)

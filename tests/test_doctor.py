@@ -61,7 +61,7 @@ def test_packages_that_lack_or_are_too_old_are_named_and_those_of_an_extra_may_l
     assert not found.is_ok
     assert found.text == (
         "torch 2.9.1+cpu is not >=2.13, tqdm is not installed, django 5.3 is not >=5.2,<5.3: "
-        "pip install -c constraints.txt local-experts"
+        "pip install -c constraints.txt -e . in the folder of the source"
     )
 
 
@@ -77,6 +77,8 @@ def test_a_version_that_was_not_tested_is_told_and_nothing_to_change(tmp_path: P
         requirements, pins, versions_of(**{"torch": "2.14.0", "indic-numtowords": "1.1.0"})
     )
     assert other.is_ok and other.text.endswith("not the ones that were tested: torch 2.14.0 (tested: 2.13.0)")
+    many = check_versions([], {f"p{number}": "1" for number in range(10)}, lambda _: "2")
+    assert many.is_ok and "p7 2 (tested: 1) and 2 more" in many.text, "also what others bring"
     assert check_versions(requirements, read_pins(tmp_path / "none"), lambda _: "99").is_ok
     assert check_versions().is_ok, "where the tests run"
 

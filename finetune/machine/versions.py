@@ -12,6 +12,7 @@ from pathlib import Path
 from finetune.machine.finding import Finding
 
 DISTRIBUTION = "local-experts"
+N_SHOWN = 8  # versions in a message
 PINS = Path(__file__).parents[2] / "constraints.txt"
 
 
@@ -29,32 +30,41 @@ def check_versions(
         requirements = metadata.requires(DISTRIBUTION) or [] if requirements is None else requirements
     except metadata.PackageNotFoundError:
         return Finding("versions", False, f"{DISTRIBUTION} is not installed: pip install -e . in its folder")
-    pins = read_pins(PINS) if pins is None else pins
-    wrong, others, n_found = [], [], 0
+    wrong, n_found = [], 0
     for requirement in requirements:
         bounds, _, marker = requirement.partition(";")
         name = re.split(r"[\[<>=!~ ]", bounds.strip())[0]
-        try:
-            version = installed(name)
-        except metadata.PackageNotFoundError:
-            if "extra" not in marker:
-                wrong.append(f"{name} is not installed")
-            continue
-        n_found += 1
-        pinned = pins.get(name.lower().replace("_", "-"))
-        if not within(version, bounds):
+        version = installed_version(name, installed)
+        if version is not None and not within(version, bounds):
             wrong.append(f"{name} {version} is not {bounds.strip().removeprefix(name)}")
-        elif pinned is not None and version.partition("+")[0] != pinned:
-            others.append(f"{name} {version} (tested: {pinned})")
+        elif version is None and "extra" not in marker:
+            wrong.append(f"{name} is not installed")
+        n_found += version is not None
     if wrong:
-        way_out = f"pip install -c constraints.txt {DISTRIBUTION}"
+        way_out = "pip install -c constraints.txt -e . in the folder of the source"
         return Finding("versions", False, f"{', '.join(wrong)}: {way_out}")
     told = f"{n_found} packages within their bounds"
+    pins = read_pins(PINS) if pins is None else pins
+    found = {name: installed_version(name, installed) for name in pins}
+    others = [
+        f"{name} {version} (tested: {pins[name]})"
+        for name, version in found.items()
+        if version is not None and version.partition("+")[0] != pins[name]
+    ]
     if others:
-        return Finding(
-            "versions", True, f"{told}; not the ones that were tested: {', '.join(sorted(set(others)))}"
-        )
-    return Finding("versions", True, f"{told}{', all as tested' if pins else ''}")
+        more = f" and {len(others) - N_SHOWN} more" if len(others) > N_SHOWN else ""
+        told += f"; not the ones that were tested: {', '.join(others[:N_SHOWN])}{more}"
+    elif pins:
+        told += ", all as tested"
+    return Finding("versions", True, told)
+
+
+def installed_version(name: str, installed: Callable[[str], str] = metadata.version) -> str | None:
+    """The version of a package, None where it is not installed."""
+    try:
+        return installed(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def read_pins(path: Path) -> dict[str, str]:

@@ -163,6 +163,7 @@ class Monitor:
         """
         self.progress.close()
         seconds = time.perf_counter() - self.started
+        peak = max(self.peak_memory_bytes, memory_bytes(self.accelerator.device)[1])
         return TrainResult(
             steps=len(self.losses),
             seconds=seconds,
@@ -177,6 +178,6 @@ class Monitor:
             padding_share=1 - self.n_tokens / self.n_positions,
             rows_by_group=dict(sorted(self.rows_by_group.items())),
             tokens_by_group=dict(sorted(self.tokens_by_group.items())),
-            peak_memory_bytes=max(gather(self.accelerator, self.peak_memory_bytes)),
+            peak_memory_bytes=max(gather(self.accelerator, peak)),
             **validated,
         )

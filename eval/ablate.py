@@ -33,8 +33,13 @@ def plan_configs(config: RunConfig) -> dict[str, RunConfig]:
     """The run of each plan that trains, by name; "selected" is the config itself.
 
     Raises:
-        UserError: the config's own plan is one of the controls.
+        UserError: the config's own plan is one of the controls, or plans could stop at different steps.
     """
+    if config.train.early_stop is not None:
+        raise UserError(
+            "train.early_stop would end each plan at a step of its own, but they are compared after the same "
+            "rows: set train.early_stop=null, and train.steps to what one run needed"
+        )
     select = config.select
     if select.method in CONTROLS:
         raise UserError(

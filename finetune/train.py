@@ -9,6 +9,7 @@ metrics.jsonl, train.json), and tokens/ for the next run of these rows.
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -39,6 +40,7 @@ from finetune.checkpoints.checkpoints import Checkpoints
 from finetune.checkpoints.same_run import run_identity
 from finetune.checkpoints.stop_signals import stop_requests
 from finetune.config import RunConfig, config_from_arguments
+from finetune.launch import LAUNCHED
 from finetune.layouts.layout import Layout, data_parallel
 from finetune.layouts.placement import choose_layout, load_base
 from finetune.model import model_fingerprint, tokenizer_fingerprint
@@ -46,10 +48,13 @@ from finetune.moe import moe_layers
 from finetune.processes import check_process_count, one_message, say, start_accelerator
 from finetune.selecting.selection import read_plan
 from finetune.training.bad_numbers import BadNumbers
+from finetune.training.expert_load import ExpertLoad
 from finetune.training.losses import Losses
 from finetune.training.memory import prepare_memory
 from finetune.training.monitor import Monitor, TrainResult
 from finetune.training.optimizer import adapter_optimizer, set_learning_rate
+from finetune.training.summary import summary
+from finetune.training.trackers import start_trackers
 from finetune.training.training_rows import (
     TrainingRows,
     questions_kept_out,
@@ -57,6 +62,7 @@ from finetune.training.training_rows import (
     training_rows,
     validation_examples,
 )
+from finetune.training.validation import Validation
 from finetune.training_options import TrainConfig
 
 
@@ -80,15 +86,17 @@ def train_rows(
     `checkpoints` it goes on from the newest one.
 
     Raises:
-        UserError: bad rows, a loss that explodes or is no number, an adapter that does not learn or is
-            merged, a lost process, or a checkpoint of another run.
+        UserError: options that no run can use, bad rows, a loss that explodes or is no number, an adapter
+            that does not learn or is merged, a lost process, or a checkpoint of another run.
         Stopped: a signal asked for it.
     """
     refuse_merged(model)
+    if problems := config.problems():
+        raise UserError("\n  ".join(["these options of training cannot be used", *problems]))
     layout = layout or data_parallel(accelerator or start_accelerator(config.n_processes))
     check_process_count(config.n_processes, layout.accelerator.num_processes, os.environ)
     data = rows if isinstance(rows, TrainingRows) else training_rows(model, tokenizer, rows, config, seed)
-    validation = validation_examples(tokenizer, validation_rows, config)
+    held_out = validation_examples(tokenizer, validation_rows, config)
     layout.place(model).train()
     adapter = adapter_parameters(model)
     parameters = list(adapter.values())
@@ -100,14 +108,18 @@ def train_rows(
     if config.pack_length_tokens is not None:
         refuse_unpackable(model, first_rows, config.pack_length_tokens)
     prefix = prepare_memory(model, config.memory, layout.in_step)
-    losses = Losses(model, layout, config, seed, tokenizer.pad_token_id, prefix)
+    load = ExpertLoad(model, layout)
+    losses = Losses(model, layout, config, seed, tokenizer.pad_token_id, prefix, load)
     optimizer = adapter_optimizer(model, config)
     monitor = Monitor(layout.accelerator, metrics_path, config.steps)
+    validation = Validation(held_out, losses, monitor, config, adapter)
 
-    first_step = checkpoints.restore(model, optimizer, monitor, layout) if checkpoints else 0
+    first_step = checkpoints.restore(model, optimizer, monitor, layout, validation) if checkpoints else 0
     numbers = BadNumbers(config, layout, checkpoints, monitor.losses)
 
     for step in range(first_step, config.steps):
+        if validation.is_over:  # at the top: a run may go on from the checkpoint of the step that decided it
+            break
         examples = data.of_step(step)
         parts = parts_of_step(examples, layout.n_data * config.accumulate, config.pack_length_tokens)
         monitor.step_begins(examples, n_positions(parts))
@@ -121,18 +133,17 @@ def train_rows(
         optimizer.step()
         optimizer.zero_grad()
 
-        monitor.step_ends(step, loss, learning_rate, gradient_norm)
-        if validation and ((step + 1) % config.eval_every == 0 or step + 1 == config.steps):
-            monitor.log(
-                step, {f"eval_loss_{group}": losses.of_validation(part) for group, part in validation.items()}
-            )
+        monitor.step_ends(step, loss, learning_rate, gradient_norm, load.told(step))
+        validation.step_ends(step)
         if checkpoints:
             checkpoints.step_ends(step, config.steps, numbers.is_calm)
 
     layout.check_same(parameters)
     layout.check_same_inputs({"rows": monitor.row_order_sha256})
+    validation.put_best_back()
     model.eval()
-    return monitor.result(sum(parameter.numel() for parameter in parameters), seed)
+    n_trainable = sum(parameter.numel() for parameter in parameters)
+    return monitor.result(n_trainable, seed, validation.outcome(len(monitor.losses)))
 
 
 def train_stage(config: RunConfig) -> Path:
@@ -153,9 +164,6 @@ def train_stage(config: RunConfig) -> Path:
     )  # fmt: skip
     layout, model, tokenizer, plan, inputs = _load(config, accelerator)
     n_trainable = attach(model, plan, config.lora, config.seed)
-    if config.train.tracker:
-        accelerator.init_trackers(config.name, {"train": json.dumps(settings_dict(config.train))})
-
     folder, writes = output / "adapter", accelerator.is_main_process
     train: Any = read_split(output / "data", "train")
     validation: Any = read_split(output / "data", "validation")
@@ -172,17 +180,14 @@ def train_stage(config: RunConfig) -> Path:
         checkpoints = Checkpoints(
             output / "checkpoints", config.train.checkpoint, run_identity(config, plan, inputs), request
         )
+        if config.train.tracker:
+            options = {"train": json.dumps(settings_dict(config.train))}
+            start_trackers(accelerator, config.name, options, *checkpoints.find(layout))
+        metrics = partial / "metrics.jsonl" if partial else None
         result = train_rows(
-            model,
-            tokenizer,
-            rows,
-            config.train,
-            config.seed,
-            validation,
-            partial / "metrics.jsonl" if partial else None,
-            layout=layout,
-            checkpoints=checkpoints,
-        )
+            model, tokenizer, rows, config.train, config.seed, validation, metrics,
+            layout=layout, checkpoints=checkpoints,
+        )  # fmt: skip
         assert result.n_trainable == n_trainable
         if partial:
             write_adapter_files(model, plan, config.lora, partial)
@@ -191,6 +196,7 @@ def train_stage(config: RunConfig) -> Path:
         # Done: they are three times the adapter's size each, and would stand in the way of another run.
         remove_checkpoints(output / "checkpoints")
     accelerator.end_training()
+    say(summary(result, config.train, plan["experts"], folder))
     return folder
 
 
@@ -214,10 +220,13 @@ def _load(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`--config FILE [key=value ...]`: train and print where the adapter is."""
-    config = config_from_arguments(argv, "train", "Train LoRA on the chosen experts.")
+    """`--config FILE [key=value ...]`: train and print what it came to, and what to run next."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    config = config_from_arguments(arguments, "train", "Train LoRA on the chosen experts.")
     with one_message(config.train.layout.time_limit_s):
-        say(str(train_stage(config)))
+        train_stage(config)
+        if LAUNCHED not in os.environ:  # else whoever launched these processes knows what comes next
+            say(f"{'next':<11}local-experts eval {shlex.join(arguments)}")
     return 0
 
 

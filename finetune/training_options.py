@@ -100,6 +100,23 @@ class CheckpointConfig:
         return wrong
 
 
+ValidationGroup = Literal["target", "general"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStopConfig:
+    """When to end before the last step: the validation loss of one group of rows does not fall any more."""
+
+    patience: int  # evaluations in a row without a lower loss
+    min_delta: float = 0.0  # nats that a loss must be below the lowest one to count as lower
+    group: ValidationGroup = "target"  # rows that decide
+
+    def problems(self) -> list[str]:
+        """Values no run can use, as "key: reason"."""
+        wrong = out_of_range({"patience": self.patience})
+        return wrong + out_of_range({"min_delta": self.min_delta}, minimum=0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The training loop."""
@@ -123,10 +140,14 @@ class TrainConfig:
     replay: ReplayConfig | None = None
     eval_every: int = 100  # steps between two validation losses
     eval_rows: int = 128  # validation rows of each of them
+    early_stop: EarlyStopConfig | None = None  # None: all steps are made
+    # The adapter that is written is that of the evaluation with the lowest loss of these rows; None: the last
+    keep_best: ValidationGroup | None = None
     # Stop when the loss stays above so many times its running median, and above where it began; None is never
     explode_ratio: float | None = 4.0
     explode_steps: int = 10  # so many steps in a row
-    tracker: str | None = None  # one that Accelerate knows, as "tensorboard", beside metrics.jsonl
+    # One that Accelerate knows, as "tensorboard" or "trackio", beside metrics.jsonl. training/trackers.py
+    tracker: str | None = None
     n_processes: int = 1  # expected processes; another count is an error
     n_threads: int | None = None  # CPU threads of a process; None leaves torch's choice
     memory: MemoryConfig = field(default_factory=MemoryConfig)
@@ -152,6 +173,12 @@ class TrainConfig:
             wrong.append("explode_ratio: must be above 1")
         if self.steps >= 1 and self.warmup_steps >= self.steps:
             wrong.append(f"warmup_steps: must be below steps ({self.steps})")
+        stop = self.early_stop
+        if stop is not None and (stop.patience + 1) * self.eval_every >= self.steps:
+            wrong.append(
+                f"early_stop.patience: {stop.patience} with eval_every {self.eval_every} cannot stop before "
+                f"steps ({self.steps}): lower one of them, or leave early_stop out"
+            )
         parts = self.n_data * self.accumulate
         if parts >= 1 and self.batch_size % parts:
             wrong.append(f"batch_size: must be a multiple of n_processes x accumulate ({parts})")

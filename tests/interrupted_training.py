@@ -87,7 +87,7 @@ class Training:
 
 def lines_without_times(path: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    times = ("tokens_per_s", "step_time_s")
+    times = ("tokens_per_s", "step_time_s", "time_left_s", "memory_bytes")
     return [{key: value for key, value in line.items() if key not in times} for line in lines]
 
 

@@ -20,7 +20,7 @@ from eval.plan_comparison import check_equal_budget, read_training, selected_min
 from finetune.config import BaseConfig, DataConfig, LoraConfig, RunConfig, SelectConfig
 from finetune.eval_options import EvalConfig
 from finetune.run import STAGE_FUNCTIONS, StageFunction
-from finetune.training_options import TrainConfig
+from finetune.training_options import EarlyStopConfig, TrainConfig
 
 DRAWS = ["random_0", "random_1", "random_2"]
 TRAINED = ["selected", *DRAWS, "all", "attention_only"]
@@ -250,6 +250,13 @@ def test_a_random_plan_of_another_budget_is_refused(key: str) -> None:
 def test_a_run_that_chooses_nothing_cannot_be_ablated(method: Any, tmp_path: Path) -> None:
     config = replace(micro_config(tmp_path), select=SelectConfig(method=method))
     with pytest.raises(UserError, match=f"select.method={method} is one of the plans to compare with"):
+        ablate_stage(config, Stages().functions())
+
+
+def test_plans_that_could_stop_at_different_steps_are_not_trained(tmp_path: Path) -> None:
+    config = micro_config(tmp_path)
+    config = replace(config, train=replace(config.train, early_stop=EarlyStopConfig(patience=1)))
+    with pytest.raises(UserError, match="train.early_stop would end .* set train.early_stop=null, and train"):
         ablate_stage(config, Stages().functions())
 
 

@@ -1,6 +1,5 @@
 """Rows in one pack are to each other as if they were alone, and a family where they are not is refused."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -233,14 +232,10 @@ def test_the_pair_that_is_tried_fits_and_is_as_long_as_can_be() -> None:
     assert tried((12,), 40) is None
 
 
-def test_a_step_smaller_than_its_parts_ends_the_run_before_it_learns(
-    tiny_model_factory: Any, tiny_tokenizer: Any
-) -> None:
-    model = tiny_model_factory(vocab_size=262)
-    attach(model, PLAN, LORA, seed=0)
-    config = replace(train_config(), batch_size=2, accumulate=4)
+def test_a_step_smaller_than_its_parts_is_refused() -> None:
+    examples = [Example(row_id, [1], [1]) for row_id in "ab"]
     with pytest.raises(UserError, match=r"a step of 2 rows cannot be cut into 4 forward passes"):
-        train_rows(model, tiny_tokenizer, chat_rows(8), config)
+        parts_of_step(examples, 4)
 
 
 def test_fewer_rows_than_parts_train_every_row_as_often(tiny_model_factory: Any, tiny_tokenizer: Any) -> None:

@@ -282,10 +282,17 @@ def test_a_killed_run_ends_with_the_adapter_of_an_uninterrupted_one(
 
 
 @pytest.mark.slow
-def test_a_process_that_does_not_see_the_checkpoint_stops_both(saved_run: RunConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("there_is", ["none", "another"])
+def test_a_process_that_does_not_see_the_checkpoint_stops_both(
+    saved_run: RunConfig, tmp_path: Path, there_is: str
+) -> None:
     crashed(replace(saved_run, train=replace(saved_run.train, accumulate=2)))
     here, there = tmp_path, tmp_path / "other machine"
-    shutil.copytree(here / "run", there / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    left_out = ["checkpoints"] if there_is == "none" else []
+    shutil.copytree(here / "run", there / "run", ignore=shutil.ignore_patterns(*left_out))
+    if there_is == "another":  # of the same step, whole, and not the same
+        head = there / "run/checkpoints/step-4/checkpoint.json"
+        head.write_text(head.read_text().replace('"seconds": ', '"seconds": 1'))
     options = ("train.n_processes=2", "output=run")
     children = start(
         tmp_path, train_by_command, tmp_path / "config.yaml", options, [here, there], n_processes=2
@@ -293,8 +300,12 @@ def test_a_process_that_does_not_see_the_checkpoint_stops_both(saved_run: RunCon
     assert end(children) == [2, 2]
     told = told_by_both(tmp_path)
     assert told.count("error: ") == 1
-    message = "error: process 1: run/checkpoints/step-4/checkpoint.json does not exist"
-    assert message in told and "all machines must see the same output folder" in told
+    told_of = {
+        "none": "/checkpoint.json does not exist",
+        "another": " is not the checkpoint that the first process found",
+    }
+    assert f"error: process 1: run/checkpoints/step-4{told_of[there_is]}" in told
+    assert "all machines must see the same output folder" in told
 
 
 @pytest.mark.slow

@@ -69,14 +69,22 @@ def adapter_and_losses(folder: Path) -> tuple[dict[str, torch.Tensor], list[floa
     return load_file(folder / "run/adapter/adapter.safetensors"), losses
 
 
+def expert_load(folder: Path) -> list[float]:
+    """Of the first step: whole numbers of all processes, so that nothing is rounded."""
+    line = json.loads((folder / "run/adapter/metrics.jsonl").read_text().splitlines()[0])
+    return [line["chosen_share"], line["chosen_balance"]]
+
+
 def test_two_processes_give_the_numbers_of_one(run_config: RunConfig, tmp_path: Path) -> None:
     train_stage(run_config)
     one, one_losses = adapter_and_losses(tmp_path)
+    one_load = expert_load(tmp_path)
     assert any(bool(value.any()) for name, value in one.items() if name.endswith(".B"))
     launchers = {
         "torchrun": (TORCHRUN, ""),
         "accelerate launch": ([*ACCELERATE, "--config_file", "configs/accelerate/cpu.yaml"], ""),
-        "expert parallel": (TORCHRUN, "train.layout.kind=expert_parallel_fsdp"),
+        "expert parallel": (TORCHRUN, "train.layout.kind=expert_parallel"),
+        "expert parallel with fsdp": (TORCHRUN, "train.layout.kind=expert_parallel_fsdp"),
     }
     for name, (launcher, change) in launchers.items():
         finished = train(tmp_path, launcher, "train.n_processes=2", *filter(None, [change]))
@@ -84,6 +92,7 @@ def test_two_processes_give_the_numbers_of_one(run_config: RunConfig, tmp_path: 
         assert finished.stdout.count("trainable parameters") == 1, "only the first process speaks"
         two, two_losses = adapter_and_losses(tmp_path)
         assert two_losses == pytest.approx(one_losses, abs=1e-6), name
+        assert expert_load(tmp_path) == one_load, name
         for tensor_name, value in one.items():
             torch.testing.assert_close(two[tensor_name], value, rtol=0, atol=1e-6)
 

@@ -1,10 +1,10 @@
 """One checkpoint on disk: a folder `step-<n>` that is whole or skipped.
 
-Writes and reads adapter.safetensors, optimizer.safetensors, metrics.jsonl (the lines up to that step) and
-checkpoint.json, which holds the step, what the run is made from, the numbers told so far and a hash of each
-of the others. Nothing is pickled. There is no state of a random number generator in it: a step's rows and
-its dropout follow from the seed and the step alone (tests/test_resume.py scrambles every generator), and so
-does the learning rate.
+Writes and reads adapter.safetensors, optimizer.safetensors, best.safetensors (the adapter of the lowest
+validation loss, with train.keep_best), metrics.jsonl (the lines up to that step) and checkpoint.json, which
+holds the step, what the run is made from, the numbers told so far and a hash of each of the others. Nothing
+is pickled. There is no state of a random number generator in it: a step's rows and its dropout follow from
+the seed and the step alone (tests/test_resume.py scrambles every generator), and so does the learning rate.
 """
 
 import os
@@ -22,7 +22,7 @@ from finetune.processes import say
 
 KIND = "train_checkpoint"
 HEAD_FILE, METRICS_FILE = "checkpoint.json", "metrics.jsonl"
-TENSOR_FILES = ("adapter", "optimizer")  # each with .safetensors
+TENSORS = ".safetensors"
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -44,15 +44,15 @@ def write_checkpoint(
 ) -> Path:
     """Write `root`/step-`step` (steps done) to the platter, whole or not at all; returns the folder.
 
-    `tensors` maps each of TENSOR_FILES to its tensors by name; `body` goes into checkpoint.json.
+    `tensors` maps the name of a file to its tensors by name; `body` goes into checkpoint.json.
 
     Raises:
         UserError: no space is left; OSError when the disk fails otherwise.
     """
     folder = root / f"step-{step}"
     with whole_folder(folder, KIND) as partial:
-        for name in TENSOR_FILES:
-            save_file(dict(tensors[name]), partial / f"{name}.safetensors")
+        for name, values in tensors.items():
+            save_file(dict(values), partial / f"{name}{TENSORS}")
         if metrics is not None and metrics.exists():
             shutil.copyfile(metrics, partial / METRICS_FILE)
         hashes = {file.name: sha256_file(file) for file in sorted(partial.iterdir())}
@@ -86,9 +86,10 @@ def read_whole(folder: Path) -> Checkpoint:
     return Checkpoint(folder, head)
 
 
-def read_tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Name of TENSOR_FILES -> its tensors, on the CPU."""
-    return {name: load_file(folder / f"{name}.safetensors") for name in TENSOR_FILES}
+def read_tensors(found: Checkpoint) -> dict[str, dict[str, torch.Tensor]]:
+    """Name of a file of tensors -> its tensors, on the CPU."""
+    names = [name for name in found.head["files"] if name.endswith(TENSORS)]
+    return {name.removesuffix(TENSORS): load_file(found.folder / name) for name in names}
 
 
 def checkpoint_folders(root: Path) -> list[Path]:

@@ -37,6 +37,7 @@ from finetune.checkpoints.stop_signals import EXIT_CODES, Stopped, StopRequest
 from finetune.layouts.layout import Layout
 from finetune.processes import say, stop_if_any, tell_together
 from finetune.training.monitor import Monitor
+from finetune.training.validation import Validation
 from finetune.training_options import CheckpointConfig
 
 LARGEST_SHARE = 0.02  # of the time that writing checkpoints may take, when they are written by time
@@ -56,27 +57,49 @@ class Checkpoints:
         self.request = request or StopRequest()
         self.newest: Path | None = None
         self.write_s = 0.0  # of the last one
+        self._found: Checkpoint | None = None
+        self._has_looked = False
 
-    def restore(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, monitor: Monitor, layout: Layout
-    ) -> int:
-        """Put adapter, optimizer and told numbers back as they were; returns the first step (from 0) to do.
+    def find(self, layout: Layout) -> tuple[int, Path | None]:
+        """The first step (from 0) to do, and the lines of metrics.jsonl that were told before it.
 
         Raises:
             UserError: the newest whole checkpoint is of another run, there is none and there must be, or
                 processes see different ones.
         """
+        if not self._has_looked:
+            self.layout = layout
+            self._found, self._has_looked = self._agreed_checkpoint(), True
+        found = self._found
+        return (found.step, found.folder / METRICS_FILE) if found else (0, None)
+
+    def restore(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        monitor: Monitor,
+        layout: Layout,
+        validation: Validation,
+    ) -> int:
+        """Put adapter, optimizer and told numbers back as they were; returns the first step (from 0) to do.
+
+        Raises:
+            UserError: as `find`.
+        """
         self.model, self.optimizer, self.monitor, self.layout = model, optimizer, monitor, layout
+        self.validation = validation
         self.parameters = {file_name(name): value for name, value in adapter_parameters(model).items()}
         self.saved_at = time.monotonic()
-        found = self._agreed_checkpoint()
-        if found is None:
+        _, metrics = self.find(layout)
+        found = self._found
+        if found is None or metrics is None:
             return 0
         self.newest = found.folder
-        saved = read_tensors(found.folder)
+        saved = read_tensors(found)
         put_back(self.parameters, optimizer, saved["adapter"], saved["optimizer"])
         layout.check_same(list(self.parameters.values()))
-        monitor.restore(found.head["monitor"], found.folder / METRICS_FILE)
+        monitor.restore(found.head["monitor"], metrics)
+        validation.restore(found.head.get("validation", {}), saved.get("best", {}))
         say(f"resumed from step {found.step} of {found.folder}")
         return found.step
 
@@ -134,7 +157,10 @@ class Checkpoints:
             "adapter": {name: on_cpu(value) for name, value in self.parameters.items()},
             "optimizer": optimizer_tensors(self.parameters, self.optimizer),
         }
-        body = {"run": self.identity, "monitor": self.monitor.state()}
+        if self.validation.kept:
+            tensors["best"] = self.validation.kept
+        monitor, validation = self.monitor.state(), self.validation.state()
+        body = {"run": self.identity, "monitor": monitor, "validation": validation}
         write_checkpoint(self.root, done, tensors, self.monitor.metrics_path, body)
         remove_checkpoints(self.root, self.config.keep)
 
@@ -175,7 +201,7 @@ class Checkpoints:
             try:
                 found = read_whole(folder)
                 if sha256_file(folder / HEAD_FILE) != sha256:
-                    problem = f"{folder} is not the checkpoint that the first process found"
+                    raise UserError(f"{folder} is not the checkpoint that the first process found")
             except UserError as error:
                 problem = f"{error}; all machines must see the same output folder"
         stop_if_any(accelerator, problem)

@@ -23,6 +23,8 @@ MAY_DIFFER = (
     "explode_ratio",
     "explode_steps",
 )
+# Options that change nothing while they are None: left out then, so that older checkpoints are of this run.
+OPTIONAL = ("early_stop", "keep_best")
 # Beginnings of what train.checkpoint.resume=changed lets differ.
 CHANGEABLE = ("train.", "data", "replay", "seed")
 
@@ -34,7 +36,8 @@ def run_identity(config: RunConfig, plan: Mapping[str, Any], inputs: Mapping[str
     """
     base = {name: plan.get(f"{name}_fingerprint") for name in ("model", "tokenizer")}
     train = settings_dict(config.train)
-    said = {f"train.{name}": value for name, value in train.items() if name not in MAY_DIFFER}
+    off = [name for name in OPTIONAL if train[name] is None]
+    said = {f"train.{name}": value for name, value in train.items() if name not in (*MAY_DIFFER, *off)}
     said |= {f"lora.{name}": value for name, value in settings_dict(config.lora).items()}
     if config.lora.dropout > 0:
         said["train.n_processes x train.accumulate"] = config.train.n_processes * config.train.accumulate

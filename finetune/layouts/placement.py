@@ -49,8 +49,9 @@ def choose_layout(
     kind, n_processes = train.layout.kind, accelerator.num_processes
     if kind == "auto":
         kind = "one_device" if n_processes == 1 else "data_parallel"
-    problems = _problems_here(kind, base) + _problems_of_launch(os.environ)
-    model = _without_weights(base) if kind in SHARED_OUT and kind != "zero3" else None
+    n_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    problems = problems_here(kind, base, n_local) + _problems_of_launch(os.environ)
+    model = base_without_weights(base) if kind in SHARED_OUT and kind != "zero3" else None
     if model is not None:
         problems += problems_of_base(kind, model, train.layout.ep_size or n_processes)
     told = "\n  ".join([f"train.layout.kind={kind} cannot be had here:", *problems])
@@ -100,9 +101,9 @@ def distributed_config(
     return DistributedConfig(fsdp_size=n_processes, ep_size=ep_size or n_processes)
 
 
-def _problems_here(kind: LayoutKind, base: BaseConfig) -> list[str]:
-    """What this machine lacks."""
-    n_devices, n_local = torch.accelerator.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+def problems_here(kind: LayoutKind, base: BaseConfig, n_local: int) -> list[str]:
+    """What this machine lacks for `n_local` processes of a run."""
+    n_devices = torch.accelerator.device_count()
     on_cpu = base.device == "cpu" or n_devices == 0
     problems = []
     if kind == "zero3" and find_spec("deepspeed") is None:
@@ -155,7 +156,7 @@ def problems_of_base(kind: LayoutKind, model: Any, n_groups: int) -> list[str]:
     return problems
 
 
-def _without_weights(base: BaseConfig) -> Any:
+def base_without_weights(base: BaseConfig) -> Any:
     """The base with tensors that have a shape and no values.
 
     Raises:

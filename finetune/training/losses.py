@@ -16,6 +16,7 @@ from finetune.adapters.adapter import check_first_backward, record_routing
 from finetune.batches import IGNORED_LABEL, Batch, Example, collate, n_trained_tokens
 from finetune.batching.packing import Pack, collate_packs
 from finetune.layouts.layout import Layout
+from finetune.training.expert_load import ExpertLoad
 from finetune.training.frozen_prefix import PrefixCache
 from finetune.training.vocabulary_loss import chunk_length, chunked_losses
 from finetune.training_options import TrainConfig
@@ -44,7 +45,7 @@ def token_losses(
 class Losses:
     """Losses of a run's rows, shared out over its processes; `seed` decides what dropout drops.
 
-    `prefix` gives what it kept of the frozen layers below, in training.
+    `prefix` gives what it kept of the frozen layers below, in training. `load` counts what experts get.
     """
 
     model: Any
@@ -53,6 +54,7 @@ class Losses:
     seed: int
     pad_token_id: int
     prefix: PrefixCache | None = None
+    load: ExpertLoad | None = None
 
     def step_gradients(self, parts: Sequence[Sequence[Pack]], step: int, is_first: bool) -> torch.Tensor:
         """Add this process's share of the gradients of a step's rows, and return its share of the mean loss.
@@ -64,6 +66,7 @@ class Losses:
             UserError: an adapter that does not learn.
         """
         model, layout, prefix = self.model, self.layout, self.prefix
+        load = self.load if self.load is not None and self.load.is_due(step) else None
         # Every process knows the whole batch, so nobody has to ask how many tokens the others train.
         n_trained = n_trained_tokens(example for packs in parts for pack in packs for example in pack)
         loss_sum = torch.zeros((), device=layout.device)
@@ -75,9 +78,11 @@ class Losses:
             with (
                 prefix.replayed(batch, layout.device) if prefix is not None else nullcontext(),
                 random_numbers_of(layout.device, self.seed, step, number),
-                record_routing(model) if checks else nullcontext({}) as routing,
+                record_routing(model) if checks or load else nullcontext({}) as routing,
             ):
                 loss = self._of(batch).sum() / n_trained
+            if load is not None:
+                load.add(routing, packs)
             loss.backward()  # Accelerate's own would scale it by what the launcher was told
             if checks:
                 check_first_backward(model, layout.hit_by_any(experts_of_trained_tokens(routing, batch)))

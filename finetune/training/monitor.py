@@ -13,12 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from finetune.batches import Example
+from finetune.processes import gather
+from finetune.training.memory_use import memory_bytes
+from finetune.training.trackers import numbers_for_trackers
 
 SECONDS_BETWEEN_LINES = 10  # of a progress bar that goes to a file or a notebook, where every update stays
 
@@ -41,6 +45,11 @@ class TrainResult:
     padding_share: float  # of all that was read
     rows_by_group: dict[str, int]  # by the value of train.mixture_by, and "replay"
     tokens_by_group: dict[str, int]  # read, padding left out
+    peak_memory_bytes: int  # held by the process that held most (memory_use.py)
+    lowest_eval_loss: dict[str, float]  # by group of validation rows
+    lowest_eval_step: dict[str, int]
+    adapter_step: int  # steps behind the adapter: that of the lowest loss with train.keep_best
+    stopped_early: bool
 
 
 class Monitor:
@@ -56,6 +65,9 @@ class Monitor:
         self.rows_by_group: Counter[str] = Counter()
         self.tokens_by_group: Counter[str] = Counter()
         self.started = self.step_started = time.perf_counter()
+        self.peak_memory_bytes = 0  # of this process
+        self.n_steps = n_steps
+        self.shown_load: dict[str, str] = {}
         self.progress = tqdm(
             total=n_steps,
             desc="train",
@@ -75,14 +87,27 @@ class Monitor:
             self.rows_by_group[example.group] += 1
             self.tokens_by_group[example.group] += len(example.tokens)
 
-    def step_ends(self, step: int, loss: float, learning_rate: float, gradient_norm: float) -> None:
-        """Note and tell the numbers of `step` (from 0)."""
+    def step_ends(
+        self,
+        step: int,
+        loss: float,
+        learning_rate: float,
+        gradient_norm: float,
+        load: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        """Note and tell the numbers of `step` (from 0); `load` are those of the experts, when counted."""
         self.losses.append(loss)
         self.n_tokens += self.step_tokens
         self.n_positions += self.step_positions
         self.step_times.append(time.perf_counter() - self.step_started)
         tokens_per_s = self.step_tokens / self.step_times[-1]
-        self.progress.set_postfix(loss=f"{loss:.3f}", tokens_per_s=f"{tokens_per_s:,.0f}", refresh=False)
+        memory_now, memory_peak = memory_bytes(self.accelerator.device)
+        self.peak_memory_bytes = max(self.peak_memory_bytes, memory_peak)
+        time_left_s = (time.perf_counter() - self.started) / (step + 1) * (self.n_steps - step - 1)
+        if load:
+            self.shown_load = {"chosen": f"{load['chosen_share']:.0%}"}
+        shown = {"loss": f"{loss:.3f}", "tokens/s": f"{tokens_per_s:,.0f}", "GB": f"{memory_now / 1e9:.1f}"}
+        self.progress.set_postfix({**shown, **self.shown_load}, refresh=False)
         self.progress.update()
         numbers = {
             "loss": loss,
@@ -91,8 +116,10 @@ class Monitor:
             "tokens_per_s": tokens_per_s,
             "step_time_s": self.step_times[-1],
             "padding_share": 1 - self.step_tokens / self.step_positions,
+            "time_left_s": time_left_s,
+            "memory_bytes": memory_now,
         }
-        self.log(step, numbers)
+        self.log(step, {**numbers, **load})
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         """Append one line to metrics.jsonl and hand the numbers to the trackers; `step` counts from 0."""
@@ -100,7 +127,7 @@ class Monitor:
         if self.metrics_path is not None and self.accelerator.is_main_process:
             with self.metrics_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(numbers) + "\n")
-        self.accelerator.log(numbers, step=step + 1)
+        self.accelerator.log(numbers_for_trackers(numbers), step=step + 1)
 
     def state(self) -> dict[str, Any]:
         """What a run that goes on has to know of the steps so far, as JSON."""
@@ -113,6 +140,7 @@ class Monitor:
             "tokens_by_group": dict(self.tokens_by_group),
             "row_order_sha256": self.row_order_sha256,
             "seconds": time.perf_counter() - self.started,
+            "peak_memory_bytes": self.peak_memory_bytes,
         }
 
     def restore(self, state: Mapping[str, Any], metrics: Path) -> None:
@@ -123,14 +151,19 @@ class Monitor:
         self.rows_by_group = Counter(state["rows_by_group"])
         self.tokens_by_group = Counter(state["tokens_by_group"])
         self.started = time.perf_counter() - state["seconds"]
+        self.peak_memory_bytes = state.get("peak_memory_bytes", 0)  # older checkpoints have none
         self.progress.n = self.progress.initial = len(self.losses)
         if self.metrics_path is not None and self.accelerator.is_main_process and metrics.exists():
             shutil.copyfile(metrics, self.metrics_path)
 
-    def result(self, n_trainable: int, seed: int) -> TrainResult:
-        """End the run's clock and return what it came to."""
+    def result(self, n_trainable: int, seed: int, validated: Mapping[str, Any]) -> TrainResult:
+        """End the run's clock and return what it came to; all processes call this.
+
+        `validated` are the numbers of the evaluations (`Validation.outcome`).
+        """
         self.progress.close()
         seconds = time.perf_counter() - self.started
+        peak = max(self.peak_memory_bytes, memory_bytes(self.accelerator.device)[1])
         return TrainResult(
             steps=len(self.losses),
             seconds=seconds,
@@ -145,4 +178,6 @@ class Monitor:
             padding_share=1 - self.n_tokens / self.n_positions,
             rows_by_group=dict(sorted(self.rows_by_group.items())),
             tokens_by_group=dict(sorted(self.tokens_by_group.items())),
+            peak_memory_bytes=max(gather(self.accelerator, peak)),
+            **validated,
         )

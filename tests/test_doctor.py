@@ -1,0 +1,258 @@
+"""The doctor's checks: what is well, what is to change, and how to change it; exit code 0 or 2."""
+
+import re
+import sys
+import time
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+from test_train import PLAN, write_run_inputs
+
+from data_recipes.artefact import write_json
+from data_recipes.settings import settings_dict
+from finetune import cli
+from finetune.adapters.adapter import attach
+from finetune.config import RunConfig, load_run_config
+from finetune.machine import process_start, room
+from finetune.machine.devices import check_devices
+from finetune.machine.process_start import check_launch
+from finetune.machine.versions import check_versions, read_pins, within
+from finetune.training_options import CheckpointConfig, LayoutConfig
+
+ROOT = Path(__file__).parents[1]
+ADDS_UP = [sys.executable, "-c", "print('sum 3')"]
+
+
+@pytest.fixture
+def config(tiny_model_factory: Any, tiny_tokenizer: Any, tmp_path: Path) -> RunConfig:
+    config = write_run_inputs(tmp_path, tiny_model_factory(vocab_size=262), tiny_tokenizer)
+    write_json(tmp_path / "config.yaml", settings_dict(config))  # JSON is YAML
+    return config
+
+
+@pytest.fixture
+def quickstart(tmp_path: Path) -> RunConfig:
+    return load_run_config(
+        ROOT / "configs/runs/quickstart.yaml", [f"output={tmp_path}/run", "base.device=cpu"]
+    )
+
+
+def versions_of(**installed: str) -> Any:
+    """Versions of made-up packages; others are not installed."""
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    return version
+
+
+def test_packages_that_lack_or_are_too_old_are_named_and_those_of_an_extra_may_lack() -> None:
+    requirements = ["torch>=2.13", "tqdm>=4.66", "django>=5.2,<5.3; extra == 'catalogues'"]
+    requirements += ["scipy>=1.15; extra == 'dev'", "pyright[nodejs]>=1.1.414; extra == 'dev'"]
+    found = check_versions(requirements, {}, versions_of(torch="2.9.1+cpu", django="5.3", pyright="1.1.414"))
+    assert not found.is_ok
+    assert found.text == (
+        "torch 2.9.1+cpu is not >=2.13, tqdm is not installed, django 5.3 is not >=5.2,<5.3: "
+        "pip install -c constraints.txt -e . in the folder of the source"
+    )
+
+
+def test_a_version_that_was_not_tested_is_told_and_nothing_to_change(tmp_path: Path) -> None:
+    (tmp_path / "constraints.txt").write_text("# torch==1.0\ntorch==2.13.0\nIndic_Numtowords==1.1.0\n")
+    pins = read_pins(tmp_path / "constraints.txt")
+    requirements = ["torch>=2.13", "indic-numtowords>=1.1"]
+    same = check_versions(
+        requirements, pins, versions_of(**{"torch": "2.13.0+cpu", "indic-numtowords": "1.1.0"})
+    )
+    assert same.is_ok and same.text == "2 packages within their bounds, all as tested"
+    other = check_versions(
+        requirements, pins, versions_of(**{"torch": "2.14.0", "indic-numtowords": "1.1.0"})
+    )
+    assert other.is_ok and other.text.endswith("not the ones that were tested: torch 2.14.0 (tested: 2.13.0)")
+    many = check_versions([], {f"p{number}": "1" for number in range(10)}, lambda _: "2")
+    assert many.is_ok and "p7 2 (tested: 1) and 2 more" in many.text, "also what others bring"
+    assert check_versions(requirements, read_pins(tmp_path / "none"), lambda _: "99").is_ok
+    assert check_versions().is_ok, "where the tests run"
+
+
+def test_bounds_are_read_as_packaging_reads_them() -> None:
+    versions = ["2.13", "2.13.0", "2.9", "2.13.1", "3", "3.0", "10.1", "2.2.366", "2025.7.33", "2.13.0+cpu"]
+    bounds = [">=2.13", ">=2.13,<3", "<3.0", ">=2.2.366", ">=3", ">=2025.7", ">=2,<2.14"]
+    pairs = [(version, bound) for version in versions for bound in bounds]
+    # packaging tells local builds apart in "<" and ">=" alike, as equal to their release.
+    assert [within(*pair) for pair in pairs] == [Version(v) in SpecifierSet(b) for v, b in pairs]
+
+
+def test_processes_that_do_not_answer_are_killed_at_the_time_limit() -> None:
+    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    started = time.monotonic()
+    found = check_launch("cpu", 1, [sys.executable, "-c", child])
+    assert time.monotonic() - started < 10
+    assert (
+        not found.is_ok and "added up nothing within 1 s: look whether the machine's own name" in found.text
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "raise SystemExit('before\\nRuntimeError: no route to host\\nafter')",
+            r"ended with 1 \(Runtime.* host\)",
+        ),
+        ("print('sum 1')", r"ended with 0 \(sum 1\): look"),
+        ("raise SystemExit(3)", r"ended with 3 \(without a word\): look"),
+    ],
+)
+def test_processes_that_fail_are_told_with_their_own_message(code: str, message: str) -> None:
+    found = check_launch("cpu", 30, [sys.executable, "-c", code])
+    assert not found.is_ok
+    assert re.search(message, found.text), found.text
+
+
+@pytest.mark.slow
+def test_two_processes_really_add_up(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--time-limit", "120"]) == 0
+    told = capsys.readouterr().out
+    assert "2 processes on the CPU added up 3 in" in told and told.endswith("nothing to change\n")
+
+
+def test_the_needs_are_those_of_the_base_and_of_the_adapter_that_the_plan_gives(
+    config: RunConfig, tiny_model_factory: Any, tmp_path: Path
+) -> None:
+    model = tiny_model_factory(vocab_size=262)
+    base = sum(value.numel() for value in model.parameters()) * 4
+    for lora in (config.lora, replace(config.lora, rank=7, attention=True, shared_experts=True)):
+        needs = room.needs_of(replace(config, lora=lora))
+        assert needs == (base, attach(tiny_model_factory(vocab_size=262), PLAN, lora, 0), True, False)
+    half = room.needs_of(replace(config, base=replace(config.base, dtype="bfloat16")))
+    assert half.base == base // 2
+    (tmp_path / "run/plan.json").unlink()
+    before = room.needs_of(config)
+    assert before == (base, 0, False, False)
+
+
+def test_memory_that_is_not_there_is_told_with_the_ways_out(
+    quickstart: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs = room.Needs(1_000_000, 1000, True, False)
+    monkeypatch.setattr(room, "free_memory_bytes", lambda _: 1_016_000)
+    training, profile = room.check_memory(quickstart, needs)
+    assert (
+        training.is_ok and "at least 0.00102 GB in each of 1 process(es)" in training.text and profile.is_ok
+    )
+    # Two processes on one CPU share its memory; each holds the whole base, or half of it with fsdp.
+    two = replace(quickstart, train=replace(quickstart.train, n_processes=2))
+    training, _ = room.check_memory(two, needs)
+    assert not training.is_ok
+    assert (
+        "take base.dtype=bfloat16 or train.layout.kind=fsdp in more processes, or a machine" in training.text
+    )
+    shared = replace(two, train=replace(two.train, layout=LayoutConfig(kind="fsdp")))
+    training, _ = room.check_memory(shared, needs._replace(n_adapter=0))
+    assert training.is_ok
+    training, _ = room.check_memory(shared, needs)
+    assert not training.is_ok and "take base.dtype=bfloat16 or more processes" in training.text
+
+
+def test_a_profile_by_layers_needs_its_largest_layer_and_the_hidden_states(
+    quickstart: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs = room.Needs(1000, 0, True, True)
+    offload = room._offload(quickstart)
+    monkeypatch.setattr(room, "free_memory_bytes", lambda _: int(offload.memory_bytes(0)) + 1000)
+    _, profile = room.check_memory(quickstart, needs)
+    assert not profile.is_ok and "profile: layer by layer, at least" in profile.text
+    assert "set profile.hidden_states=disk, lower profile.max_tokens" in profile.text
+    on_disk = replace(quickstart, profile=replace(quickstart.profile, hidden_states="disk"))
+    assert room.check_memory(on_disk, needs)[1].is_ok
+    states = quickstart.profile.max_tokens * offload.state_bytes_per_token
+    (disk,) = room.check_disk(on_disk, needs)
+    assert disk.is_ok and f"need {states / 1e9:.3g} GB" in disk.text
+
+
+def test_a_disk_that_is_full_or_cannot_be_written_is_told(
+    quickstart: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    keeps = replace(quickstart, output=str(tmp_path / "a/b"))
+    keeps = replace(
+        keeps, train=replace(quickstart.train, checkpoint=CheckpointConfig(keep=2), keep_best="target")
+    )
+    (disk,) = room.check_disk(keeps, room.Needs(0, 10**9, True, False))
+    # Of a billion parameters, 4 GB: three checkpoints of four times that, and the adapter.
+    assert "a/b: adapter and checkpoints need 52 GB" in disk.text
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 51 * 10**9}))
+    (disk,) = room.check_disk(keeps, room.Needs(0, 10**9, True, False))
+    assert not disk.is_ok and disk.text.endswith(
+        "51 GB free: free some, or set output= to a folder on another disk"
+    )
+    (disk,) = room.check_disk(replace(quickstart, output="/proc/nowhere/run"), room.Needs(0, 1, True, False))
+    assert (
+        not disk.is_ok
+        and "/proc cannot be written (" in disk.text
+        and disk.text.endswith("to another folder")
+    )
+
+
+def test_a_base_of_the_hub_needs_room_in_its_cache(
+    quickstart: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_hub = replace(quickstart, base=replace(quickstart.base, model="someone/large"))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**9}))
+    _, cache = room.check_disk(of_hub, room.Needs(10**10, 0, True, False))
+    assert not cache.is_ok and ": the base's files need 10 GB, 1 GB free" in cache.text
+
+
+def test_devices_are_used_and_those_a_config_asks_for_must_be_there(quickstart: RunConfig) -> None:
+    cpu = check_devices()[0]
+    assert cpu.is_ok and cpu.text.startswith("cpu, ")
+    assert check_devices(quickstart)[-1].is_ok
+    if not torch.accelerator.is_available():
+        asked = replace(quickstart, base=replace(quickstart.base, device="xpu"))
+        found = check_devices(asked)[-1]
+        assert not found.is_ok and "base.device is 'xpu', and this machine has no such device" in found.text
+        mapped = replace(quickstart, train=replace(quickstart.train, layout=LayoutConfig(kind="device_map")))
+        found = check_devices(mapped)[-1]
+        assert (
+            not found.is_ok and "device_map needs two devices, this machine has 0: take one_dev" in found.text
+        )
+
+
+@pytest.mark.usefixtures("config")
+def test_the_command_ends_with_0_or_with_2_and_a_line_for_each_check(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(process_start, "launch_command", lambda *_: ADDS_UP)
+    line = ["doctor", "--config", str(tmp_path / "config.yaml")]
+    assert cli.main(line) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == "nothing to change" and {found.split()[0] for found in lines} == {"ok"}
+    names = [found.split()[1] for found in lines]
+    assert names == ["python", "versions", "device", "config", "launch", "memory", "memory", "disk"]
+    assert cli.main([*line, "train.tracker=dvclive", "base.device=meta:x"]) == 2
+    *lines, last = capsys.readouterr().out.splitlines()
+    wrong = [found for found in lines if found.startswith("change")]
+    assert last == "2 to change" and len(wrong) == 2
+    assert "base.device is 'meta:x', and this machine has no such device" in wrong[0]
+    assert "pip install dvclive, or leave train.tracker out" in wrong[1]
+    assert cli.main([*line, f"base.model={tmp_path}/none"]) == 2
+    assert "cannot read the config of the base" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["doctor", "train.steps=5"])
+    assert "give one with --config" in capsys.readouterr().err
+
+
+def test_without_a_package_the_doctor_says_so_and_stops_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "finetune.machine.devices", None)
+    assert cli.main(["doctor"]) == 2
+    assert "not looked for, as a package cannot be imported" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from data_recipes.settings import settings_dict
 from eval import ablate
 from eval.ablate import ablate_stage, main, plan_configs, share
 from eval.ablation_table import results_table
-from eval.evaluate import BASE_ANSWERS
+from eval.contestants.answer_cache import ANSWERS_FILE
 from eval.plan_comparison import check_equal_budget, read_training, selected_minus_others
 from finetune.config import BaseConfig, DataConfig, LoraConfig, RunConfig, SelectConfig
 from finetune.eval_options import EvalConfig
@@ -152,7 +152,7 @@ def test_the_draws_differ_and_all_plans_saw_the_same_rows_in_the_same_order(stop
 def test_data_profile_and_the_base_s_answers_are_there_once(stopped_and_done: Any) -> None:
     folder = Path(stopped_and_done[0].output)
     assert len(sorted(folder.rglob("results.json"))) == 6
-    for name in ("data", "profile.json", BASE_ANSWERS):
+    for name in ("data", "profile.json", ANSWERS_FILE):
         found = [path for path in folder.rglob(name) if path.parent.name != ".stamps"]
         assert len(found) == 6 and [path for path in found if not path.is_symlink()] == [folder / name]
         linked = folder / "ablation" / "all" / name

@@ -58,6 +58,7 @@ def plan_configs(config: RunConfig) -> dict[str, RunConfig]:
             output=f"{config.output}/ablation/{name}",
             select=changed[name],
             lora=lora.get(name, config.lora),
+            eval=replace(config.eval, contestants={}),
         )
         for name in changed
     }
@@ -84,14 +85,24 @@ def ablate_stage(config: RunConfig, functions: Mapping[str, StageFunction] | Non
         print(f"\n{label(name, plan.lora)}")
         done[name] = Path(plan.output)
         if name == "selected":
-            run(plan, functions)
+            run(without_missing_plans(plan), functions)
         else:
             share(done["selected"], done[name])
             for stage in STAGES:
                 if stage.name in OWN_STAGES:
                     run_stage(stage, plan, functions[stage.name])
         read_training(done)  # now, before more is trained in vain
+    if config.eval.contestants:  # those among the plans are there only now
+        run(config, functions)
     return write_ablation(Path(config.output) / "ablation", config, compare_plans(config, configs))
+
+
+def without_missing_plans(config: RunConfig) -> RunConfig:
+    """The run as it can be evaluated before the plans are trained that it names as contestants."""
+    named = config.eval.contestants.values()
+    if all(one.place(config.output).is_dir() for one in named if one.plan):
+        return config
+    return replace(config, eval=replace(config.eval, contestants={}))
 
 
 def share(source: Path, folder: Path) -> None:

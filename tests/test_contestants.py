@@ -1,0 +1,305 @@
+"""Further adapters and merged checkpoints beside base and tuned: same rows, asked once, no leak."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict
+from test_evaluate import entries, run_folder, some_rows
+from test_generate import greedy_by_hand
+from tuned_bases import give_values
+
+from data_recipes.artefact import UserError, read_artefact, write_artefact
+from data_recipes.translate.cache import ReplyCache
+from data_recipes.translate.endpoint_options import EndpointConfig
+from eval.ablate import plan_configs
+from eval.contestants.answers import Answers, Usage
+from eval.contestants.contestants import costs
+from eval.contestants.local_model import ask_model, model_identity
+from eval.contestants.row_sets import require_same_rows
+from eval.evaluate import evaluate_stage
+from finetune.adapters.adapter import attach, load_adapter, save_adapter
+from finetune.config import LoraConfig, RunConfig
+from finetune.eval_options import ContestantConfig, EvalConfig
+from finetune.exporting.export import export_adapter
+from finetune.model import load_model, model_fingerprint
+from finetune.run import eval_inputs
+
+run_of_one = run_folder  # its fixture, under the name it has here
+
+
+def with_contestants(config: RunConfig, **contestants: ContestantConfig) -> RunConfig:
+    return replace(config, eval=replace(config.eval, contestants=contestants))
+
+
+def train_another(config: RunConfig, folder: Path, seed: int, data: str = "d" * 64) -> Path:
+    """An adapter on other experts, with values of its own, as a training leaves it."""
+    model, _ = load_model(config.base)
+    lora = LoraConfig(rank=3, alpha=9.0, attention=True)
+    plan = {"experts": {"1": [0, 2]}, "model_fingerprint": model_fingerprint(model), "seed": 0}
+    attach(model, plan, lora, seed=0)
+    give_values(model, seed=seed)
+    save_adapter(model, plan, lora, folder)
+    write_artefact(folder / "train.json", "train_result", {"data": data}, {})
+    return folder
+
+
+def answered(config: RunConfig) -> dict[str, Any]:
+    return read_artefact(evaluate_stage(config), "eval_results")
+
+
+def texts_of(results: dict[str, Any], name: str) -> list[str]:
+    return [row["answer"] for row in results["others"][name]["rows"]]
+
+
+def test_each_adapter_answers_as_it_does_alone_and_base_and_tuned_keep_their_numbers(run_of_one):
+    config = run_of_one
+    plain = answered(config)
+    every = train_another(config, Path(config.output) / "ablation" / "all" / "adapter", seed=5)
+    export_adapter(every, "peft", Path(config.output) / "peft", config.base, "deltas")
+    config = with_contestants(
+        config,
+        every=ContestantConfig(kind="adapter", plan="all"),
+        run=ContestantConfig(kind="adapter", folder=str(every.parent)),
+        peft=ContestantConfig(
+            kind="adapter",
+            folder=f"{config.output}/peft",
+            trained_on=(f"{config.output}/data",),
+        ),
+    )
+    results = answered(config)
+    assert results["rows"] == plain["rows"] and results["metrics"] == plain["metrics"]
+    model, tokenizer = load_model(config.base)
+    load_adapter(model, every)
+    model.eval()
+    prompts = [row["messages"][:-1] for row in some_rows()]
+    alone = [
+        tokenizer.decode(greedy_by_hand(model, tokenizer, prompt, 4, 0), skip_special_tokens=True).strip()
+        for prompt in prompts
+    ]
+    assert texts_of(results, "every") == texts_of(results, "run") == texts_of(results, "peft") == alone
+    assert alone != [row["tuned"] for row in plain["rows"]] and alone != [
+        row["base"] for row in plain["rows"]
+    ]
+    found = results["others"]["every"]
+    assert found["kind"] == "adapter" and found["missing"] == {}
+    assert [row["id"] for row in found["rows"]] == [row["id"] for row in plain["rows"]]
+    bits = found["metrics"]["bits_per_byte"]["target"]
+    assert bits["base"] == plain["metrics"]["bits_per_byte"]["target"]["base"]
+    assert bits["tuned"] != plain["metrics"]["bits_per_byte"]["target"]["tuned"]
+    assert results["others"]["peft"]["metrics"]["bits_per_byte"]["target"]["tuned"] == pytest.approx(
+        bits["tuned"], rel=1e-6
+    )
+
+
+def test_a_merged_checkpoint_answers_as_the_adapter_that_was_merged(run_of_one):
+    config = run_of_one
+    merged = Path(config.output) / "merged"
+    export_adapter(Path(config.output) / "adapter", "merged", merged, config.base, "deltas")
+    results = answered(with_contestants(config, whole=ContestantConfig(kind="merged", folder=str(merged))))
+    assert texts_of(results, "whole") == [row["tuned"] for row in results["rows"]]
+    assert len(set(texts_of(results, "whole"))) > 3
+    found = [row["bits_per_byte"] for row in results["others"]["whole"]["rows"]]
+    assert found == pytest.approx([row["tuned_bits_per_byte"] for row in results["rows"]], rel=1e-4)
+
+
+def test_a_second_evaluation_asks_nobody_and_writes_the_same_bytes(run_of_one):
+    config = run_of_one
+    train_another(config, Path(config.output) / "ablation" / "all" / "adapter", seed=5)
+    config = with_contestants(config, every=ContestantConfig(kind="adapter", plan="all"))
+    first = evaluate_stage(config).read_bytes()
+    kept = entries(config)
+    assert evaluate_stage(config).read_bytes() == first and entries(config) == kept
+
+
+class Stopped(Exception):
+    """A crash in the middle of answering."""
+
+
+def test_a_crash_repeats_no_answer_and_ends_as_an_uninterrupted_run(
+    tiny_model_factory, tiny_tokenizer, tmp_path
+):
+    model = tiny_model_factory(vocab_size=262, initializer_range=0.3, seed=1)
+    rows, options = some_rows(), EvalConfig(batch_size=3, max_new_tokens=5)
+    asked: list[int] = []
+
+    def count(module: Any, arguments: Any, named: Any) -> None:
+        n_tokens = named["input_ids"].shape[1]
+        if n_tokens > 1:  # the prompts of a batch; later calls have one token each
+            asked.append(len(named["input_ids"]))
+        if len(asked) == 4:
+            raise Stopped
+
+    identity = model_identity(model, tiny_tokenizer)
+    whole = ask_model(model, tiny_tokenizer, rows, options, identity, ReplyCache(":memory:"))
+    hook = model.register_forward_pre_hook(count, with_kwargs=True)
+    with ReplyCache(tmp_path / "answers.sqlite") as cache, pytest.raises(Stopped):
+        ask_model(model, tiny_tokenizer, rows, options, identity, cache)
+    assert asked == [3, 3, 3, 3]  # the fourth was not answered
+    asked[:] = [0] * 10
+    with ReplyCache(tmp_path / "answers.sqlite") as cache:
+        again = ask_model(model, tiny_tokenizer, rows, options, identity, cache)
+    hook.remove()
+    # Two batches of the five, of 3 and 2 rows, and the five of the losses.
+    assert asked[10:] == [3, 2, 3, 3, 3, 3, 2]
+    assert again.texts == whole.texts
+    assert again.loss is not None and whole.loss is not None
+    assert again.loss.nll_nats.tolist() == whole.loss.nll_nats.tolist()
+    assert again.usage._replace(seconds=0) == whole.usage._replace(seconds=0)
+
+
+def test_tokens_are_counted_with_the_one_that_stops_an_answer(tiny_model_factory, tiny_tokenizer):
+    model = tiny_model_factory(vocab_size=262, initializer_range=0.3, seed=1)
+    rows, prompts = some_rows()[:5], [row["messages"][:-1] for row in some_rows()[:5]]
+    answers = [greedy_by_hand(model, tiny_tokenizer, prompt, 12, stop=-1) for prompt in prompts]
+    stop = answers[0][3]
+    model.generation_config.eos_token_id = [stop]
+    n_answers = [answer.index(stop) + 1 if stop in answer else 12 for answer in answers]
+    usage = ask_model(
+        model, tiny_tokenizer, rows, EvalConfig(batch_size=2, max_new_tokens=12), {}, ReplyCache(":memory:")
+    ).usage
+    # [gMASK]<sop><|user|> and a line end, <|assistant|> and a line end; one token a byte.
+    n_prompts = [len(prompt[0]["content"].encode()) + 6 for prompt in prompts]
+    assert usage[:2] == (sum(n_prompts), sum(n_answers)) and usage.seconds > 0
+    assert min(n_answers) < 12
+
+
+def test_an_amount_is_there_where_prices_are():
+    answers = {
+        name: Answers([], None, Usage(2_000_000, 500_000, 12.5, is_counted))
+        for name, is_counted in (("base", True), ("paid", False), ("free", True))
+    }
+    endpoint = EndpointConfig(price_prompt=1.5, price_reply=4.0, currency="EUR")
+    contestants = {
+        "paid": ContestantConfig(kind="endpoint", endpoint=endpoint),
+        "free": ContestantConfig(kind="adapter", folder="a"),
+    }
+    found = costs(answers, contestants)
+    tokens = {"prompt_tokens": 2_000_000, "answer_tokens": 500_000, "seconds": 12.5}
+    unpaid = {**tokens, "is_counted": True, "price": None, "amount": None, "currency": None}
+    assert found["base"] == found["free"] == unpaid
+    price = {"prompt": 1.5, "answer": 4.0}
+    assert found["paid"] == {**tokens, "is_counted": False, "price": price, "amount": 5.0, "currency": "EUR"}
+
+
+# What an adapter learned from
+
+
+def other_data(folder: Path, questions: list[str], content_hash: str = "e" * 64) -> Path:
+    rows = some_rows()[: len(questions)]
+    for number, (row, question) in enumerate(zip(rows, questions, strict=True)):
+        row |= {"id": f"other-{number}"}
+        row["messages"] = [{"role": "user", "content": question}, row["messages"][1]]
+    DatasetDict({"train": Dataset.from_list(rows)}).save_to_disk(str(folder))
+    write_artefact(folder / "manifest.json", "dataset_manifest", {}, {"content_hash": content_hash})
+    return folder
+
+
+def test_an_adapter_of_other_data_is_refused_with_both_hashes(run_of_one, tmp_path):
+    folder = train_another(run_of_one, tmp_path / "other" / "adapter", seed=5, data="e" * 64)
+    config = with_contestants(run_of_one, other=ContestantConfig(kind="adapter", folder=str(folder)))
+    with pytest.raises(UserError, match=r"contestant other: .*other data \(eeeeeeeeeeee\).*\(dddddddddddd\)"):
+        evaluate_stage(config)
+    assert not (Path(config.output) / "answers.sqlite").exists(), "before anything was asked"
+
+
+@pytest.mark.parametrize("place", ["beside it", "named"])
+def test_an_adapter_of_other_data_is_asked_when_no_row_of_it_asks_a_test_row(run_of_one, tmp_path, place):
+    folder = train_another(run_of_one, tmp_path / "other" / "adapter", seed=5, data="e" * 64)
+    own, far = tmp_path / "other" / "data", tmp_path / "far"
+    data = other_data(own if place == "beside it" else far, ["one", "two"])
+    named = () if place == "beside it" else (str(data),)
+    contestant = ContestantConfig(kind="adapter", folder=str(folder), trained_on=named)
+    config = with_contestants(run_of_one, other=contestant)
+    assert len(texts_of(answered(config), "other")) == 14
+    asked = some_rows()[3]["messages"][0]["content"]
+    shutil.rmtree(data)
+    other_data(data, ["one", asked])
+    with pytest.raises(UserError, match="1 rows ask what a test row of this run asks: row other-1;"):
+        evaluate_stage(config)
+
+
+def test_an_adapter_that_does_not_say_what_it_learned_from_is_refused(run_of_one, tmp_path):
+    folder = train_another(run_of_one, tmp_path / "other", seed=5)
+    (folder / "train.json").unlink()
+    config = with_contestants(run_of_one, other=ContestantConfig(kind="adapter", folder=str(folder)))
+    with pytest.raises(UserError, match="does not say what it was trained on .*trained_on"):
+        evaluate_stage(config)
+
+
+def test_replayed_rows_of_an_adapter_of_other_data_are_looked_through_too(run_of_one, tmp_path):
+    folder = train_another(run_of_one, tmp_path / "other" / "adapter", seed=5)
+    inputs = {"data": "e" * 64, "replay": "f" * 64}
+    write_artefact(folder / "train.json", "train_result", inputs, {})
+    data = other_data(tmp_path / "other" / "data", ["one"])
+    contestant = ContestantConfig(kind="adapter", folder=str(folder), trained_on=(str(data),))
+    with pytest.raises(UserError, match=r"other data \(ffffffffffff\)"):
+        evaluate_stage(with_contestants(run_of_one, other=contestant))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("contestant", "said"),
+    [
+        (
+            {"kind": "adapter", "plan": "random_7"},
+            "plan=random_7: .*`local-experts ablate FILE`.*there are all",
+        ),
+        ({"kind": "adapter", "folder": "nowhere"}, "nowhere holds no adapter_config.json: set folder to"),
+        ({"kind": "merged", "folder": "nowhere"}, "nowhere holds no config.json: .*--to merged"),
+    ],
+)
+def test_a_contestant_that_is_not_there_is_named_before_anything_is_asked(run_of_one, contestant, said):
+    train_another(run_of_one, Path(run_of_one.output) / "ablation" / "all" / "adapter", seed=5)
+    config = with_contestants(run_of_one, far=ContestantConfig(**contestant))
+    with pytest.raises(UserError, match=f"contestant far: .*{said}"):
+        evaluate_stage(config)
+    assert not (Path(config.output) / "answers.sqlite").exists()
+
+
+def test_an_adapter_of_another_base_is_named_and_what_was_answered_before_is_kept(
+    run_of_one, tmp_path, tiny_model_factory, tiny_tokenizer
+):
+    tiny_model_factory(vocab_size=262, seed=9).save_pretrained(tmp_path / "far")
+    tiny_tokenizer.save_pretrained(tmp_path / "far")
+    elsewhere = replace(run_of_one, base=replace(run_of_one.base, model=str(tmp_path / "far")))
+    folder = train_another(elsewhere, tmp_path / "other", seed=5)
+    config = with_contestants(run_of_one, far=ContestantConfig(kind="adapter", folder=str(folder)))
+    with pytest.raises(UserError, match="contestant far: .*trained on another model"):
+        evaluate_stage(config)
+    assert len(entries(config)) == 6
+
+
+def test_results_of_two_row_sets_are_refused_with_the_rows_that_differ():
+    require_same_rows("ours", ["a", "b"], "theirs", ["b", "a"])
+    with pytest.raises(
+        UserError, match=r"ours and theirs .*\(1 only in ours: b; 4 only in theirs: c, d, e, \.\.\.\)"
+    ):
+        require_same_rows("ours", ["a", "b"], "theirs", ["a", "c", "d", "e", "f"])
+    with pytest.raises(UserError, match=r"\(some are there twice\)"):
+        require_same_rows("ours", ["a", "a"], "theirs", ["a"])
+
+
+# Around it
+
+
+def test_the_controls_of_an_ablation_ask_no_contestant(run_of_one):
+    config = with_contestants(run_of_one, every=ContestantConfig(kind="adapter", plan="all"))
+    configs = plan_configs(config)
+    assert configs["selected"] == config
+    assert all(not plan.eval.contestants for name, plan in configs.items() if name != "selected")
+
+
+def test_another_adapter_in_a_contestants_folder_is_another_input_of_the_stage(run_of_one):
+    (Path(run_of_one.output) / "plan.json").write_text("{}")
+    folder = train_another(run_of_one, Path(run_of_one.output) / "ablation" / "all" / "adapter", seed=5)
+    config = with_contestants(run_of_one, every=ContestantConfig(kind="adapter", plan="all"))
+    before = eval_inputs(config)
+    assert eval_inputs(config) == before
+    train_another(run_of_one, folder, seed=6)
+    changed = eval_inputs(config)
+    assert {name for name in before if before[name] != changed[name]} == {"contestant every"}

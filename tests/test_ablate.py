@@ -193,7 +193,10 @@ def test_the_choice_is_compared_with_the_mean_of_the_draws_on_each_row() -> None
 
 def test_plans_that_answered_other_rows_are_refused() -> None:
     of_plan = {"selected": {"a": 1.0}, "random_0": {"b": 1.0}}
-    with pytest.raises(UserError, match="different rows: delete"):
+    with pytest.raises(
+        UserError,
+        match=r"different rows \(1 only in the plan selected: a; 1 only in .* random_0: b\): delete",
+    ):
         selected_minus_others(of_plan, 10, seed=0)
 
 

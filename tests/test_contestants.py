@@ -1,6 +1,7 @@
 """Further adapters and merged checkpoints beside base and tuned: same rows, asked once, no leak."""
 
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from data_recipes.translate.cache import ReplyCache
 from data_recipes.translate.endpoint_options import EndpointConfig
 from eval.ablate import plan_configs
 from eval.contestants.answers import Answers, Usage
-from eval.contestants.contestants import costs
-from eval.contestants.local_model import ask_model, model_identity
+from eval.contestants.contestants import ask_adapters, ask_merged, costs
+from eval.contestants.local_model import ask_base_and_tuned, ask_model, model_identity
 from eval.contestants.row_sets import require_same_rows
 from eval.evaluate import evaluate_stage
 from finetune.adapters.adapter import attach, load_adapter, save_adapter
@@ -103,6 +104,20 @@ def test_a_merged_checkpoint_answers_as_the_adapter_that_was_merged(run_of_one):
     assert len(set(texts_of(results, "whole"))) > 3
     found = [row["bits_per_byte"] for row in results["others"]["whole"]["rows"]]
     assert found == pytest.approx([row["tuned_bits_per_byte"] for row in results["rows"]], rel=1e-4)
+
+
+def test_the_base_leaves_the_memory_before_another_model_loads(run_of_one):
+    every = train_another(run_of_one, Path(run_of_one.output) / "ablation" / "all" / "adapter", seed=5)
+    config = with_contestants(run_of_one, every=ContestantConfig(kind="adapter", folder=str(every)))
+    model, tokenizer = load_model(config.base)
+    alive = weakref.ref(model)
+    load_adapter(model, Path(config.output) / "adapter")
+    with ReplyCache(":memory:") as cache:
+        answers = ask_base_and_tuned(model, tokenizer, some_rows(), config.eval, "own", cache)
+        others = ask_adapters(model, tokenizer, config, some_rows(), cache)
+        del model
+        ask_merged(config, some_rows(), cache)  # there is none; it makes room all the same
+    assert alive() is None and answers and others
 
 
 def test_a_second_evaluation_asks_nobody_and_writes_the_same_bytes(run_of_one):

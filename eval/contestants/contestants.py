@@ -65,15 +65,17 @@ def ask_endpoints(config: RunConfig, rows: Sequence[Row], cache: ReplyCache) -> 
 def ask_adapters(
     model: Any, tokenizer: Any, config: RunConfig, rows: Sequence[Row], cache: ReplyCache
 ) -> dict[str, Answers]:
-    """The answers of each further adapter, by its name, on the loaded base; in the end it has none.
+    """The answers of each further adapter, by its name, on the loaded base, whose own is taken off.
 
     Raises:
         UserError: an adapter is damaged or of another base.
     """
-    answers = {}
+    answers, adapters = {}, _of_kind(config, "adapter")
+    if not adapters:
+        return {}
     detach(model)
     base = model_identity(model, tokenizer)
-    for name, contestant in _of_kind(config, "adapter").items():
+    for name, contestant in adapters.items():
         folder = contestant.place(config.output)
         with of_contestant(name):
             if peft_type(folder) in (None, PEFT_TYPE):
@@ -94,8 +96,8 @@ def ask_merged(config: RunConfig, rows: Sequence[Row], cache: ReplyCache) -> dic
         UserError: a checkpoint cannot be loaded.
     """
     answers = {}
+    gc.collect()  # a model is a web of modules: it goes with the collector, not with its last name
     for name, contestant in _of_kind(config, "merged").items():
-        gc.collect()  # a model is a web of modules: it goes with the collector, not with its last name
         base = replace(config.base, model=str(contestant.place(config.output)), revision=None)
         with of_contestant(name):
             model, tokenizer = load_model(base)
@@ -103,6 +105,7 @@ def ask_merged(config: RunConfig, rows: Sequence[Row], cache: ReplyCache) -> dic
             identity = {**model_identity(model, tokenizer), "files": base_hash(base)}
             answers[name] = ask_model(model, tokenizer, rows, config.eval, identity, cache, name)
         del model
+        gc.collect()
     return answers
 
 

@@ -6,7 +6,7 @@ client is that of the translations, and so are retries, limits and what counts a
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -73,7 +73,9 @@ def _request(row: Mapping[str, Any], max_tokens: int) -> Request:
     return Request(texts[-1][1], texts, temperature=0.0, seed=0, max_tokens=max_tokens)
 
 
-def _asked(config: EndpointConfig, missing: Mapping[str, Request], kept: Sequence[Reply]) -> Any:
+def _asked(
+    config: EndpointConfig, missing: Mapping[str, Request], kept: Sequence[Reply]
+) -> Iterator[tuple[str, Reply]]:
     """Yield key and reply as they come, with the seconds since the one before: together the time it took."""
     spent = sum(reply.n_prompt_tokens for reply in kept), sum(reply.n_reply_tokens for reply in kept)
     keys, failures = list(missing), []

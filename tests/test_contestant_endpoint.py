@@ -188,7 +188,12 @@ def test_an_answer_that_was_cut_counts_as_far_as_it_came_and_one_of_thoughts_alo
     assert asked(serve(lambda number, body: completion(None, finish="length"))).texts == [""] * 14
 
 
-@pytest.mark.parametrize("usage", [None, {"total_tokens": 15}])
+JUNK_COUNTS = {"prompt_tokens": -3, "completion_tokens": 1e400}
+
+
+@pytest.mark.parametrize(
+    "usage", [None, {"total_tokens": 15}, JUNK_COUNTS, {**JUNK_COUNTS, "prompt_tokens": 7}]
+)
 def test_tokens_that_a_server_does_not_count_are_told_as_an_estimate(serve, usage):
     server = serve(lambda number, body: completion("x" * 300, usage=usage))
     found = asked(server, rows=some_rows()[:2]).usage
@@ -237,6 +242,7 @@ WRONG = {
     "no currency": (ENDPOINT + ", price_prompt: 1, price_reply: 2}}", "far.endpoint.currency: is missing"),
     "a key": (ENDPOINT + f", key_variable: {KEY}}}}}", "must be the NAME of an environment variable"),
     "a password": (PASSWORD, "holds a password"),
+    "a key in the address": (PASSWORD.replace("a:secret-1@b", "b/v1?key=secret-1"), "must end with the path"),
     "no address": ("{kind: endpoint}", "far.endpoint.base_url: is missing"),
     "no kind": ("{folder: a}", "far.kind: is missing"),
     "unknown kind": ("{kind: adaptor, folder: a}", "nearest: adapter"),

@@ -55,6 +55,10 @@ def texts_of(results: dict[str, Any], name: str) -> list[str]:
     return [row["answer"] for row in results["others"][name]["rows"]]
 
 
+def text_of(tokenizer: Any, tokens: list[int]) -> str:
+    return tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
 def test_each_adapter_answers_as_it_does_alone_and_base_and_tuned_keep_their_numbers(run_of_one):
     config = run_of_one
     plain = answered(config)
@@ -76,10 +80,7 @@ def test_each_adapter_answers_as_it_does_alone_and_base_and_tuned_keep_their_num
     load_adapter(model, every)
     model.eval()
     prompts = [row["messages"][:-1] for row in some_rows()]
-    alone = [
-        tokenizer.decode(greedy_by_hand(model, tokenizer, prompt, 4, 0), skip_special_tokens=True).strip()
-        for prompt in prompts
-    ]
+    alone = [text_of(tokenizer, greedy_by_hand(model, tokenizer, prompt, 4, 0)) for prompt in prompts]
     assert texts_of(results, "every") == texts_of(results, "run") == texts_of(results, "peft") == alone
     assert alone != [row["tuned"] for row in plain["rows"]] and alone != [
         row["base"] for row in plain["rows"]

@@ -31,6 +31,7 @@ _FATAL = {  # what no other request will change
     405: "there is no such address",
 }
 _MAX_REPLY_BYTES = 8_000_000
+_MAX_TOKENS = 2**40  # of one request: what is above is no count
 
 
 class Retry(Exception):
@@ -237,8 +238,7 @@ def _chat_reply(content: bytes, request: Request) -> Reply:
         text = choice["message"]["content"]
         usage = found.get("usage") or {}
         counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-        is_counted = None not in counts
-        sent, received = (int(count or 0) for count in counts)
+        is_counted = all(type(count) is int and 0 <= count < _MAX_TOKENS for count in counts)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise Retry("the answer is no chat completion") from error
     cut = choice.get("finish_reason") == "length"
@@ -247,12 +247,12 @@ def _chat_reply(content: bytes, request: Request) -> Reply:
     if not isinstance(text, str):
         raise Retry("the answer holds no text")
     text = text.encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair
-    if not is_counted:  # a server that does not count: three bytes a token is more than any tokenizer needs
+    if not is_counted:  # three bytes a token is more than any tokenizer needs
         prompt = "".join(content for _, content in request.messages)
-        sent, received = (len(part.encode()) // 3 + 1 for part in (prompt, text))
+        counts = [len(part.encode()) // 3 + 1 for part in (prompt, text)]
     # A reply that was cut is kept, half a translation as an empty one: asked again it would be cut again.
     kept = "" if cut and request.max_tokens is None else text
-    return Reply(kept, max(0, sent), max(0, received), is_counted=is_counted)
+    return Reply(kept, *counts, is_counted=is_counted)
 
 
 def _asked_wait_s(header: str | None) -> float | None:

@@ -49,6 +49,8 @@ class EndpointConfig:
         parts = urlsplit(self.base_url) if self.base_url else None
         if parts and (parts.username or parts.password):
             wrong.append("base_url (value not shown): holds a password; name a key_variable instead")
+        elif parts and (parts.query or parts.fragment):
+            wrong.append("base_url (value not shown): must end with the path; a key is named in key_variable")
         elif parts and (parts.scheme not in ("http", "https") or not parts.netloc):
             wrong.append("base_url: must be an http or https address, as http://localhost:8000/v1")
         wrong += out_of_range({"budget_tokens": self.budget_tokens})

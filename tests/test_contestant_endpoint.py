@@ -10,10 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from evaluated_run import answered, texts_of, with_contestants
+from evaluated_run import plain as plain
+from evaluated_run import run as run
+from evaluated_run import saved_run as saved_run
 from loopback import completion, config, serving
 from test_config import SMALLEST
-from test_contestants import answered, texts_of, with_contestants
-from test_evaluate import run_folder, some_rows
+from test_evaluate import some_rows
 
 from data_recipes.artefact import UserError
 from data_recipes.translate.cache import ReplyCache
@@ -23,7 +26,6 @@ from eval.evaluate import evaluate_stage, main
 from finetune.config import load_run_config
 from finetune.eval_options import ContestantConfig
 
-run_of_one = run_folder  # its fixture, under the name it has here
 KEY = "sk-very-secret-0123456789"
 PRICES = {"price_prompt": 2.0, "price_reply": 10.0, "currency": "USD"}
 
@@ -51,12 +53,11 @@ def asked(server, cache=None, rows=None, **changes):
     return ask_endpoint("far", contestant(server, **changes), rows, cache or ReplyCache(":memory:"))
 
 
-def test_an_endpoint_answers_the_same_rows_and_has_no_bits_per_byte(serve, run_of_one, monkeypatch, capsys):
+def test_an_endpoint_answers_the_same_rows_and_has_no_bits_per_byte(serve, run, plain, monkeypatch, capsys):
     monkeypatch.setenv("FAR_KEY", KEY)
     server = serve(right)
-    plain = answered(run_of_one)
     far = contestant(server, key_variable="FAR_KEY", **PRICES)
-    results = answered(with_contestants(run_of_one, far=far))
+    results = answered(with_contestants(run, far=far))
     assert results["metrics"] == plain["metrics"] and results["rows"] == plain["rows"]
     assert texts_of(results, "far") == [row["expected"] for row in results["rows"]]
     found = results["others"]["far"]
@@ -72,7 +73,7 @@ def test_an_endpoint_answers_the_same_rows_and_has_no_bits_per_byte(serve, run_o
     assert set(results["cost"]) == {"base", "tuned", "far"}
     host = server.url.removeprefix("http://").removesuffix("/v1")
     assert f"far: 14 prompts of held-out rows go to {host}; 0 answers are kept" in capsys.readouterr().out
-    output = Path(run_of_one.output)
+    output = Path(run.output)
     assert KEY.encode() not in b"".join(file.read_bytes() for file in output.rglob("*") if file.is_file())
 
 
@@ -208,18 +209,18 @@ def test_a_message_that_is_more_than_text_is_not_sent(serve):
     assert not server.bodies
 
 
-def test_a_key_that_is_not_there_is_named_before_anything_is_sent_or_loaded(serve, run_of_one, monkeypatch):
+def test_a_key_that_is_not_there_is_named_before_anything_is_sent_or_loaded(serve, run, monkeypatch):
     monkeypatch.delenv("FAR_KEY", raising=False)
     server = serve(right)
-    nowhere = replace(run_of_one, base=replace(run_of_one.base, model="/nowhere"))
+    nowhere = replace(run, base=replace(run.base, model="/nowhere"))
     with pytest.raises(UserError, match="contestant far: .*no such environment variable: export FAR_KEY="):
         evaluate_stage(with_contestants(nowhere, far=contestant(server, key_variable="FAR_KEY")))
     assert not server.bodies
 
 
-def test_only_named_endpoints_are_sent_anything(serve, run_of_one):
+def test_only_named_endpoints_are_sent_anything(serve, run):
     server = serve(right)
-    assert ask_endpoints(run_of_one, some_rows(), ReplyCache(":memory:")) == {}
+    assert ask_endpoints(run, some_rows(), ReplyCache(":memory:")) == {}
     assert not server.bodies
 
 
@@ -282,10 +283,10 @@ def test_a_contestant_can_be_named_on_the_command_line(tmp_path):
     assert found["every"].place("runs/x") == Path("runs/x/ablation/all/adapter")
 
 
-def test_the_command_prints_each_contestant_and_what_is_not_known_of_it(serve, run_of_one, tmp_path, capsys):
+def test_the_command_prints_each_contestant_and_what_is_not_known_of_it(serve, run, tmp_path, capsys):
     server, file = serve(right), tmp_path / "run.yaml"
     file.write_text(
-        f"name: tiny\noutput: {run_of_one.output}\nbase: {{model: {run_of_one.base.model}, device: cpu}}\n"
+        f"name: tiny\noutput: {run.output}\nbase: {{model: {run.base.model}, device: cpu}}\n"
         "data: {recipe: none.yaml}\ntrain: {steps: 1, learning_rate: 0.1}\n"
         "eval: {batch_size: 8, max_new_tokens: 4, n_bootstrap: 50, contestants: {far: {kind: endpoint, "
         f"endpoint: {{base_url: '{server.url}', model: m}}}}}}}}\n"

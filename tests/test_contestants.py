@@ -2,17 +2,21 @@
 
 import shutil
 import weakref
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import Dataset, DatasetDict
-from test_evaluate import entries, run_folder, some_rows
+from evaluated_run import answered, texts_of, with_contestants
+from evaluated_run import plain as plain
+from evaluated_run import run as run
+from evaluated_run import saved_run as saved_run
+from evaluated_run import train_another as train_another
+from test_evaluate import entries, some_rows
 from test_generate import greedy_by_hand
-from tuned_bases import give_values
+from tuned_bases import GLM_EXPERTS, save_base, save_trained
 
-from data_recipes.artefact import UserError, read_artefact, write_artefact
+from data_recipes.artefact import UserError, write_artefact
 from data_recipes.translate.cache import ReplyCache
 from data_recipes.translate.endpoint_options import EndpointConfig
 from eval.ablate import plan_configs
@@ -21,70 +25,50 @@ from eval.contestants.contestants import ask_adapters, ask_merged, costs
 from eval.contestants.local_model import ask_base_and_tuned, ask_model, model_identity
 from eval.contestants.row_sets import require_same_rows
 from eval.evaluate import evaluate_stage
-from finetune.adapters.adapter import attach, load_adapter, save_adapter
-from finetune.config import LoraConfig, RunConfig
+from finetune.adapters.adapter import load_adapter
+from finetune.config import RunConfig
 from finetune.eval_options import ContestantConfig, EvalConfig
 from finetune.exporting.export import export_adapter
-from finetune.model import load_model, model_fingerprint
+from finetune.model import load_model
 from finetune.run import eval_inputs
 
-run_of_one = run_folder  # its fixture, under the name it has here
+N_KEPT = 6  # of the run as it is copied: two batches and the losses, of base and tuned
 
 
-def with_contestants(config: RunConfig, **contestants: ContestantConfig) -> RunConfig:
-    return replace(config, eval=replace(config.eval, contestants=contestants))
-
-
-def train_another(config: RunConfig, folder: Path, seed: int, data: str = "d" * 64) -> Path:
-    """An adapter on other experts, with values of its own, as a training leaves it."""
-    model, _ = load_model(config.base)
-    lora = LoraConfig(rank=3, alpha=9.0, attention=True)
-    plan = {"experts": {"1": [0, 2]}, "model_fingerprint": model_fingerprint(model), "seed": 0}
-    attach(model, plan, lora, seed=0)
-    give_values(model, seed=seed)
-    save_adapter(model, plan, lora, folder)
-    write_artefact(folder / "train.json", "train_result", {"data": data}, {})
-    return folder
-
-
-def answered(config: RunConfig) -> dict[str, Any]:
-    return read_artefact(evaluate_stage(config), "eval_results")
-
-
-def texts_of(results: dict[str, Any], name: str) -> list[str]:
-    return [row["answer"] for row in results["others"][name]["rows"]]
+def all_experts(config: RunConfig) -> Path:
+    return Path(config.output) / "ablation" / "all" / "adapter"
 
 
 def text_of(tokenizer: Any, tokens: list[int]) -> str:
     return tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
 
-def test_each_adapter_answers_as_it_does_alone_and_base_and_tuned_keep_their_numbers(run_of_one):
-    config = run_of_one
-    plain = answered(config)
-    every = train_another(config, Path(config.output) / "ablation" / "all" / "adapter", seed=5)
-    export_adapter(every, "peft", Path(config.output) / "peft", config.base, "deltas")
+def test_each_adapter_answers_as_it_does_alone_and_base_and_tuned_keep_their_numbers(
+    run, plain, train_another
+):
+    every = train_another(all_experts(run))
+    export_adapter(every, "peft", Path(run.output) / "peft", run.base, "deltas")
+    data = (f"{run.output}/data",)
     config = with_contestants(
-        config,
+        run,
         every=ContestantConfig(kind="adapter", plan="all"),
         run=ContestantConfig(kind="adapter", folder=str(every.parent)),
-        peft=ContestantConfig(
-            kind="adapter",
-            folder=f"{config.output}/peft",
-            trained_on=(f"{config.output}/data",),
-        ),
+        peft=ContestantConfig(kind="adapter", folder=f"{run.output}/peft", trained_on=data),
     )
+    (Path(run.output) / "answers.sqlite").unlink()
     results = answered(config)
     assert results["rows"] == plain["rows"] and results["metrics"] == plain["metrics"]
+    # Once asked nobody is asked again, and the results have the same bytes.
+    first, kept = (Path(run.output) / "results.json").read_bytes(), entries(config)
+    assert evaluate_stage(config).read_bytes() == first and entries(config) == kept
+    assert len(kept) == N_KEPT + 3 + 3
     model, tokenizer = load_model(config.base)
     load_adapter(model, every)
     model.eval()
     prompts = [row["messages"][:-1] for row in some_rows()]
     alone = [text_of(tokenizer, greedy_by_hand(model, tokenizer, prompt, 4, 0)) for prompt in prompts]
     assert texts_of(results, "every") == texts_of(results, "run") == texts_of(results, "peft") == alone
-    assert alone != [row["tuned"] for row in plain["rows"]] and alone != [
-        row["base"] for row in plain["rows"]
-    ]
+    assert all(alone != [row[name] for row in plain["rows"]] for name in ("base", "tuned"))
     found = results["others"]["every"]
     assert found["kind"] == "adapter" and found["missing"] == {}
     assert [row["id"] for row in found["rows"]] == [row["id"] for row in plain["rows"]]
@@ -96,20 +80,19 @@ def test_each_adapter_answers_as_it_does_alone_and_base_and_tuned_keep_their_num
     )
 
 
-def test_a_merged_checkpoint_answers_as_the_adapter_that_was_merged(run_of_one):
-    config = run_of_one
-    merged = Path(config.output) / "merged"
-    export_adapter(Path(config.output) / "adapter", "merged", merged, config.base, "deltas")
-    results = answered(with_contestants(config, whole=ContestantConfig(kind="merged", folder=str(merged))))
+def test_a_merged_checkpoint_answers_as_the_adapter_that_was_merged(run):
+    merged = Path(run.output) / "merged"
+    export_adapter(Path(run.output) / "adapter", "merged", merged, run.base, "deltas")
+    results = answered(with_contestants(run, whole=ContestantConfig(kind="merged", folder=str(merged))))
     assert texts_of(results, "whole") == [row["tuned"] for row in results["rows"]]
     assert len(set(texts_of(results, "whole"))) > 3
     found = [row["bits_per_byte"] for row in results["others"]["whole"]["rows"]]
     assert found == pytest.approx([row["tuned_bits_per_byte"] for row in results["rows"]], rel=1e-4)
 
 
-def test_the_base_leaves_the_memory_before_another_model_loads(run_of_one):
-    every = train_another(run_of_one, Path(run_of_one.output) / "ablation" / "all" / "adapter", seed=5)
-    config = with_contestants(run_of_one, every=ContestantConfig(kind="adapter", folder=str(every)))
+def test_the_base_leaves_the_memory_before_another_model_loads(run, train_another):
+    every = train_another(all_experts(run))
+    config = with_contestants(run, every=ContestantConfig(kind="adapter", folder=str(every)))
     model, tokenizer = load_model(config.base)
     alive = weakref.ref(model)
     load_adapter(model, Path(config.output) / "adapter")
@@ -119,15 +102,6 @@ def test_the_base_leaves_the_memory_before_another_model_loads(run_of_one):
         del model
         ask_merged(config, some_rows(), cache)  # there is none; it makes room all the same
     assert alive() is None and answers and others
-
-
-def test_a_second_evaluation_asks_nobody_and_writes_the_same_bytes(run_of_one):
-    config = run_of_one
-    train_another(config, Path(config.output) / "ablation" / "all" / "adapter", seed=5)
-    config = with_contestants(config, every=ContestantConfig(kind="adapter", plan="all"))
-    first = evaluate_stage(config).read_bytes()
-    kept = entries(config)
-    assert evaluate_stage(config).read_bytes() == first and entries(config) == kept
 
 
 class Stopped(Exception):
@@ -213,22 +187,24 @@ def other_data(folder: Path, questions: list[str], content_hash: str = "e" * 64)
     return folder
 
 
-def test_an_adapter_of_other_data_is_refused_with_both_hashes(run_of_one, tmp_path):
-    folder = train_another(run_of_one, tmp_path / "other" / "adapter", seed=5, data="e" * 64)
-    config = with_contestants(run_of_one, other=ContestantConfig(kind="adapter", folder=str(folder)))
+def test_an_adapter_of_other_data_is_refused_with_both_hashes(run, tmp_path, train_another):
+    folder = train_another(tmp_path / "other" / "adapter", data="e" * 64)
+    config = with_contestants(run, other=ContestantConfig(kind="adapter", folder=str(folder)))
     with pytest.raises(UserError, match=r"contestant other: .*other data \(eeeeeeeeeeee\).*\(dddddddddddd\)"):
         evaluate_stage(config)
-    assert not (Path(config.output) / "answers.sqlite").exists(), "before anything was asked"
+    assert len(entries(config)) == N_KEPT
 
 
 @pytest.mark.parametrize("place", ["beside it", "named"])
-def test_an_adapter_of_other_data_is_asked_when_no_row_of_it_asks_a_test_row(run_of_one, tmp_path, place):
-    folder = train_another(run_of_one, tmp_path / "other" / "adapter", seed=5, data="e" * 64)
+def test_an_adapter_of_other_data_is_asked_when_no_row_of_it_asks_a_test_row(
+    run, tmp_path, place, train_another
+):
+    folder = train_another(tmp_path / "other" / "adapter", data="e" * 64)
     own, far = tmp_path / "other" / "data", tmp_path / "far"
     data = other_data(own if place == "beside it" else far, ["one", "two"])
     named = () if place == "beside it" else (str(data),)
     contestant = ContestantConfig(kind="adapter", folder=str(folder), trained_on=named)
-    config = with_contestants(run_of_one, other=contestant)
+    config = with_contestants(run, other=contestant)
     assert len(texts_of(answered(config), "other")) == 14
     asked = some_rows()[3]["messages"][0]["content"]
     shutil.rmtree(data)
@@ -237,22 +213,22 @@ def test_an_adapter_of_other_data_is_asked_when_no_row_of_it_asks_a_test_row(run
         evaluate_stage(config)
 
 
-def test_an_adapter_that_does_not_say_what_it_learned_from_is_refused(run_of_one, tmp_path):
-    folder = train_another(run_of_one, tmp_path / "other", seed=5)
+def test_an_adapter_that_does_not_say_what_it_learned_from_is_refused(run, tmp_path, train_another):
+    folder = train_another(tmp_path / "other")
     (folder / "train.json").unlink()
-    config = with_contestants(run_of_one, other=ContestantConfig(kind="adapter", folder=str(folder)))
+    config = with_contestants(run, other=ContestantConfig(kind="adapter", folder=str(folder)))
     with pytest.raises(UserError, match="does not say what it was trained on .*trained_on"):
         evaluate_stage(config)
 
 
-def test_replayed_rows_of_an_adapter_of_other_data_are_looked_through_too(run_of_one, tmp_path):
-    folder = train_another(run_of_one, tmp_path / "other" / "adapter", seed=5)
+def test_replayed_rows_of_an_adapter_of_other_data_are_looked_through_too(run, tmp_path, train_another):
+    folder = train_another(tmp_path / "other" / "adapter")
     inputs = {"data": "e" * 64, "replay": "f" * 64}
     write_artefact(folder / "train.json", "train_result", inputs, {})
     data = other_data(tmp_path / "other" / "data", ["one"])
     contestant = ContestantConfig(kind="adapter", folder=str(folder), trained_on=(str(data),))
     with pytest.raises(UserError, match=r"other data \(ffffffffffff\)"):
-        evaluate_stage(with_contestants(run_of_one, other=contestant))
+        evaluate_stage(with_contestants(run, other=contestant))
 
 
 # What is refused
@@ -269,25 +245,27 @@ def test_replayed_rows_of_an_adapter_of_other_data_are_looked_through_too(run_of
         ({"kind": "merged", "folder": "nowhere"}, "nowhere holds no config.json: .*--to merged"),
     ],
 )
-def test_a_contestant_that_is_not_there_is_named_before_anything_is_asked(run_of_one, contestant, said):
-    train_another(run_of_one, Path(run_of_one.output) / "ablation" / "all" / "adapter", seed=5)
-    config = with_contestants(run_of_one, far=ContestantConfig(**contestant))
+def test_a_contestant_that_is_not_there_is_named_before_anything_is_asked(
+    run, contestant, said, train_another
+):
+    train_another(all_experts(run))
+    config = with_contestants(run, far=ContestantConfig(**contestant))
     with pytest.raises(UserError, match=f"contestant far: .*{said}"):
         evaluate_stage(config)
-    assert not (Path(config.output) / "answers.sqlite").exists()
+    assert len(entries(config)) == N_KEPT
 
 
 def test_an_adapter_of_another_base_is_named_and_what_was_answered_before_is_kept(
-    run_of_one, tmp_path, tiny_model_factory, tiny_tokenizer
+    run, tmp_path, tiny_model_factory, tiny_tokenizer
 ):
-    tiny_model_factory(vocab_size=262, seed=9).save_pretrained(tmp_path / "far")
-    tiny_tokenizer.save_pretrained(tmp_path / "far")
-    elsewhere = replace(run_of_one, base=replace(run_of_one.base, model=str(tmp_path / "far")))
-    folder = train_another(elsewhere, tmp_path / "other", seed=5)
-    config = with_contestants(run_of_one, far=ContestantConfig(kind="adapter", folder=str(folder)))
+    far = save_base(tiny_model_factory(vocab_size=262, seed=9), tiny_tokenizer, tmp_path / "far")
+    folder = save_trained(far, GLM_EXPERTS, attention=False, folder=tmp_path / "other")
+    write_artefact(folder / "train.json", "train_result", {"data": "d" * 64}, {})
+    (Path(run.output) / "answers.sqlite").unlink()
+    config = with_contestants(run, far=ContestantConfig(kind="adapter", folder=str(folder)))
     with pytest.raises(UserError, match="contestant far: .*trained on another model"):
         evaluate_stage(config)
-    assert len(entries(config)) == 6
+    assert len(entries(config)) == N_KEPT
 
 
 def test_results_of_two_row_sets_are_refused_with_the_rows_that_differ():
@@ -303,19 +281,19 @@ def test_results_of_two_row_sets_are_refused_with_the_rows_that_differ():
 # Around it
 
 
-def test_the_controls_of_an_ablation_ask_no_contestant(run_of_one):
-    config = with_contestants(run_of_one, every=ContestantConfig(kind="adapter", plan="all"))
+def test_the_controls_of_an_ablation_ask_no_contestant(run):
+    config = with_contestants(run, every=ContestantConfig(kind="adapter", plan="all"))
     configs = plan_configs(config)
     assert configs["selected"] == config
     assert all(not plan.eval.contestants for name, plan in configs.items() if name != "selected")
 
 
-def test_another_adapter_in_a_contestants_folder_is_another_input_of_the_stage(run_of_one):
-    (Path(run_of_one.output) / "plan.json").write_text("{}")
-    folder = train_another(run_of_one, Path(run_of_one.output) / "ablation" / "all" / "adapter", seed=5)
-    config = with_contestants(run_of_one, every=ContestantConfig(kind="adapter", plan="all"))
+def test_another_adapter_in_a_contestants_folder_is_another_input_of_the_stage(run, train_another):
+    (Path(run.output) / "plan.json").write_text("{}")
+    folder = train_another(all_experts(run))
+    config = with_contestants(run, every=ContestantConfig(kind="adapter", plan="all"))
     before = eval_inputs(config)
     assert eval_inputs(config) == before
-    train_another(run_of_one, folder, seed=6)
+    train_another(folder, seed=6)
     changed = eval_inputs(config)
     assert {name for name in before if before[name] != changed[name]} == {"contestant every"}

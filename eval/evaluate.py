@@ -234,6 +234,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{name + ' ' if name else ''}{group:8s} {describe(found)}")
         for metric, reason in compared.get("missing", {}).items():
             print(f"{name} {metric}: none, for {reason}")
+        cost = results["cost"].get(name, {})
+        if cost.get("amount") is not None:
+            print(f"{name} cost {cost['amount']:.4f} {cost['currency']}")
     print(path)
     return 0
 

@@ -5,7 +5,11 @@ The servers are real ones, on the loopback interface, in a thread of the test.
 
 import json
 import logging
+import os
+import subprocess
+import sys
 import threading
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +24,14 @@ from test_evaluate import some_rows
 
 from data_recipes.artefact import UserError
 from data_recipes.translate.cache import ReplyCache
+from eval.contestants.answer_cache import open_answers
 from eval.contestants.contestants import ask_endpoints
 from eval.contestants.endpoint import ask_endpoint
 from eval.evaluate import evaluate_stage, main
 from finetune.config import load_run_config
 from finetune.eval_options import ContestantConfig
 
+ROOT = Path(__file__).parents[1]
 KEY = "sk-very-secret-0123456789"
 PRICES = {"price_prompt": 2.0, "price_reply": 10.0, "currency": "USD"}
 
@@ -154,6 +160,46 @@ def test_a_failure_is_one_message_without_the_key_and_nothing_answered_is_sent_a
     assert KEY.encode() not in path.read_bytes()
 
 
+KILLED = """
+import sys
+from test_evaluate import some_rows
+from data_recipes.translate.endpoint_options import EndpointConfig
+from eval.contestants.answer_cache import open_answers
+from eval.contestants.endpoint import ask_endpoint
+from finetune.eval_options import ContestantConfig
+
+url, output = sys.argv[1:]
+endpoint = EndpointConfig(base_url=url, model="m", concurrency=1)
+with open_answers(output) as cache:
+    ask_endpoint("far", ContestantConfig(kind="endpoint", endpoint=endpoint), some_rows(), cache)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_was_killed_sends_nothing_again_that_was_answered_and_kept(serve, tmp_path):
+    reached, release = threading.Event(), threading.Event()
+
+    def answer(number, body):
+        if number == 9 and not release.is_set():
+            reached.set()
+            release.wait(60)
+        return right(number, body)
+
+    server = serve(answer)
+    command = [sys.executable, "-c", KILLED, server.url, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+        assert reached.wait(120)
+        process.kill()
+    release.set()
+    subprocess.run(command, env=environment, capture_output=True, check=True, timeout=120)
+    with open_answers(tmp_path) as cache:
+        answers = ask_endpoint("far", contestant(server, max_tokens=1024), some_rows(), cache)
+    questions = Counter(body["messages"][-1]["content"] for body in server.bodies)
+    assert len(questions) == 14 and sorted(questions.values()) == [1] * 13 + [2], "that under way alone"
+    assert answers.usage[:2] == (140, 70)
+
+
 def test_a_few_rows_without_an_answer_are_an_error_that_counts_them(serve):
     refused = some_rows()[2]["messages"][0]["content"]
 
@@ -275,6 +321,13 @@ def test_a_name_that_no_contestant_can_have_is_refused(tmp_path, name):
         load_run_config(tmp_path / "run.yaml")
 
 
+def test_the_example_of_the_readme_is_read_as_it_stands(tmp_path):
+    block = (ROOT / "README.md").read_text(encoding="utf-8").split("## Contestants")[1].split("```")[1]
+    (tmp_path / "run.yaml").write_text(SMALLEST + block.removeprefix("yaml\n"), encoding="utf-8")
+    found = load_run_config(tmp_path / "run.yaml").eval.contestants
+    assert [one.kind for one in found.values()] == ["adapter", "adapter", "merged", "endpoint"]
+
+
 def test_a_contestant_can_be_named_on_the_command_line(tmp_path):
     (tmp_path / "run.yaml").write_text(SMALLEST)
     changes = ["eval.contestants.every.kind=adapter", "eval.contestants.every.plan=all"]
@@ -289,9 +342,11 @@ def test_the_command_prints_each_contestant_and_what_is_not_known_of_it(serve, r
         f"name: tiny\noutput: {run.output}\nbase: {{model: {run.base.model}, device: cpu}}\n"
         "data: {recipe: none.yaml}\ntrain: {steps: 1, learning_rate: 0.1}\n"
         "eval: {batch_size: 8, max_new_tokens: 4, n_bootstrap: 50, contestants: {far: {kind: endpoint, "
-        f"endpoint: {{base_url: '{server.url}', model: m}}}}}}}}\n"
+        f"endpoint: {{base_url: '{server.url}', model: m, price_prompt: 2, price_reply: 10, currency: USD}}"
+        "}}}\n"
     )
     assert main(["--config", str(file)]) == 0
     out = capsys.readouterr().out
     assert "far target   exact match 0.000 -> 1.000, difference +1.000" in out
     assert "far bits_per_byte: none, for an endpoint gives no likelihoods" in out
+    assert "far cost 0.0010 USD" in out  # (140 x 2 + 70 x 10) / a million

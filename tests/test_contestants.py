@@ -39,7 +39,7 @@ def all_experts(config: RunConfig) -> Path:
     return Path(config.output) / "ablation" / "all" / "adapter"
 
 
-def text_of(tokenizer: Any, tokens: list[int]) -> str:
+def text_of(tokenizer: Any, tokens: Any) -> str:
     return tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
 

@@ -237,7 +237,7 @@ def _chat_reply(content: bytes, request: Request) -> Reply:
         choice = found["choices"][0]
         text = choice["message"]["content"]
         usage = found.get("usage") or {}
-        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        counts: list[Any] = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
         is_counted = all(type(count) is int and 0 <= count < _MAX_TOKENS for count in counts)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise Retry("the answer is no chat completion") from error

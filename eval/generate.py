@@ -53,29 +53,35 @@ def generate_answers(
     Raises:
         UserError: the tokenizer has no stop token, so that no answer would end.
     """
-    settings = greedy(model, tokenizer, max_new_tokens)
+    settings = greedy(model, tokenizer)
     tokens = [prompt_tokens(tokenizer, messages) for messages in prompts]
     answers = [""] * len(tokens)
     for indices in batches_by_length(tokens, batch_size, progress):
-        batch = generate_batch(model, tokenizer, [tokens[i] for i in indices], settings)
-        for i, answer in zip(indices, batch, strict=True):
+        batch = [tokens[i] for i in indices]
+        made = generate_batch(model, tokenizer, batch, settings, max_new_tokens)
+        for i, answer in zip(indices, made, strict=True):
             answers[i] = answer.text
     return answers
 
 
 @torch.inference_mode()
 def generate_batch(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], settings: GenerationConfig
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationConfig,
+    max_new_tokens: int,
 ) -> list[GeneratedAnswer]:
     """Answers to the tokens of a few prompts at once, in their order; `settings` are those of `greedy`."""
     stops: Any = settings.eos_token_id
+    settings.max_new_tokens = max_new_tokens
     input_BT, mask_BT = _pad_left(prompts, settings.pad_token_id, model.device)
     output_BT = model.generate(input_ids=input_BT, attention_mask=mask_BT, generation_config=settings)
     answers = []
     for answer_T in output_BT[:, input_BT.shape[1] :].tolist():
         kept = _until_stop(answer_T, stops)
         text = tokenizer.decode(kept, skip_special_tokens=True).strip()
-        answers.append(GeneratedAnswer(text, len(kept) + (len(kept) < len(answer_T))))
+        answers.append(GeneratedAnswer(text, len(kept) + (len(kept) < max_new_tokens)))
     return answers
 
 
@@ -106,7 +112,7 @@ def answer_nll(
     return AnswerLoss(nll_nats, n_bytes)
 
 
-def greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
+def greedy(model: Any, tokenizer: Any) -> GenerationConfig:
     """Greedy settings of our own: a checkpoint's generation_config may ask for sampling.
 
     Raises:
@@ -120,7 +126,6 @@ def greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops)
     return GenerationConfig(
         do_sample=False,
-        max_new_tokens=max_new_tokens,
         eos_token_id=sorted(stops),
         pad_token_id=pad,
         use_cache=True,

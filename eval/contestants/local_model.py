@@ -47,7 +47,7 @@ def ask_model(
 
     `identity` is that of the model with all that is switched on in it. `progress` labels a bar.
     """
-    settings = greedy(model, tokenizer, options.max_new_tokens)
+    settings = greedy(model, tokenizer)
     tokens = [prompt_tokens(tokenizer, row["messages"][:-1]) for row in rows]
     texts, usage = [""] * len(rows), Usage()
     for indices in batches_by_length(tokens, options.batch_size, progress):
@@ -55,7 +55,7 @@ def ask_model(
 
         def answered(batch: list[list[int]] = batch) -> dict[str, Any]:
             started_s = time.perf_counter()
-            answers = generate_batch(model, tokenizer, batch, settings)
+            answers = generate_batch(model, tokenizer, batch, settings, options.max_new_tokens)
             n_tokens = sum(map(len, batch)), sum(answer.n_tokens for answer in answers)
             seconds = time.perf_counter() - started_s
             return {"texts": [answer.text for answer in answers], "usage": [*n_tokens, seconds]}

@@ -215,7 +215,7 @@ def _results(
     n_bootstrap, contestants = config.eval.n_bootstrap, config.eval.contestants
     results = compare_answers(rows, base, tuned, n_bootstrap, config.seed)
     results["others"] = {
-        name: other_result(one.kind, compare_answers(rows, base, others[name], n_bootstrap, config.seed))
+        name: other_result(one, compare_answers(rows, base, others[name], n_bootstrap, config.seed))
         for name, one in contestants.items()
     }
     results["cost"] = costs({"base": base, "tuned": tuned, **others}, contestants)

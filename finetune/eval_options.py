@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data_recipes.settings import out_of_range
 from data_recipes.translate.endpoint_options import EndpointConfig
@@ -57,6 +57,13 @@ class ContestantConfig:
     def is_folder(self) -> bool:
         """Whether it is in files of this machine."""
         return self.kind != "endpoint"
+
+    def shown(self) -> dict[str, Any]:
+        """What results say of it: who answered, and not at which address."""
+        if self.kind == "endpoint":
+            asked = {"max_tokens": self.max_tokens, "parameters": self.endpoint.parameters}
+            return {"model": self.endpoint.model, **asked}
+        return {"plan": self.plan} if self.plan else {"folder": self.folder}
 
     def place(self, output: str) -> Path:
         """The folder of the adapter or the checkpoint; `output` is that of the run."""

@@ -67,6 +67,7 @@ def test_an_endpoint_answers_the_same_rows_and_has_no_bits_per_byte(serve, run, 
     assert results["metrics"] == plain["metrics"] and results["rows"] == plain["rows"]
     assert texts_of(results, "far") == [row["expected"] for row in results["rows"]]
     found = results["others"]["far"]
+    assert found["settings"] == {"model": "m", "max_tokens": 50, "parameters": {}}
     exact = found["metrics"]["exact_match"]["target"]
     assert (exact["base"], exact["tuned"], exact["n"]) == (0, 1, 10)
     assert found["metrics"]["bits_per_byte"] is None and "likelihoods" in found["missing"]["bits_per_byte"]

@@ -66,7 +66,7 @@ def test_each_adapter_answers_as_it_does_alone_and_base_and_tuned_keep_their_num
     assert texts_of(results, "every") == texts_of(results, "run") == alone
     assert all(alone != [row[name] for row in plain["rows"]] for name in ("base", "tuned"))
     found = results["others"]["every"]
-    assert found["kind"] == "adapter" and found["missing"] == {}
+    assert (found["kind"], found["settings"], found["missing"]) == ("adapter", {"plan": "all"}, {})
     assert [row["id"] for row in found["rows"]] == [row["id"] for row in plain["rows"]]
     bits, before = (one["metrics"]["bits_per_byte"]["target"] for one in (found, plain))
     assert bits["base"] == before["base"] and bits["tuned"] != before["tuned"]

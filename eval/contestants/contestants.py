@@ -115,7 +115,7 @@ def adapter_hash(folder: Path) -> str:
     return sha256_json([sha256_file(folder / CONFIG_FILE), *map(sha256_file, tensors)])
 
 
-def other_result(kind: str, compared: Mapping[str, Any]) -> dict[str, Any]:
+def other_result(contestant: ContestantConfig, compared: Mapping[str, Any]) -> dict[str, Any]:
     """What the results say of a contestant; `compared` has it in the place of the tuned model."""
     names = [name for name in compared["rows"][0] if name.startswith("tuned_")]
     rows = [
@@ -123,7 +123,13 @@ def other_result(kind: str, compared: Mapping[str, Any]) -> dict[str, Any]:
         for row in compared["rows"]
     ]
     missing = {name: NO_LIKELIHOODS for name, table in compared["metrics"].items() if table is None}
-    return {"kind": kind, "metrics": compared["metrics"], "missing": missing, "rows": rows}
+    return {
+        "kind": contestant.kind,
+        "settings": contestant.shown(),
+        "metrics": compared["metrics"],
+        "missing": missing,
+        "rows": rows,
+    }
 
 
 def costs(answers: Mapping[str, Answers], contestants: Mapping[str, ContestantConfig]) -> dict[str, Any]:

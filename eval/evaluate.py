@@ -211,11 +211,15 @@ def _settings(config: RunConfig, model: Any) -> dict[str, Any]:
 def _results(
     config: RunConfig, rows: Sequence[Row], base: Answers, tuned: Answers, others: dict[str, Answers]
 ) -> dict[str, Any]:
-    """Base against tuned; base against each other contestant, in the config's order; what each one cost."""
-    n_bootstrap, contestants = config.eval.n_bootstrap, config.eval.contestants
-    results = compare_answers(rows, base, tuned, n_bootstrap, config.seed)
+    """Base against tuned, each other contestant against both, and what each one cost."""
+    contestants = config.eval.contestants
+
+    def compared(first: Answers, second: Answers) -> dict[str, Any]:
+        return compare_answers(rows, first, second, config.eval.n_bootstrap, config.seed)
+
+    results = compared(base, tuned)
     results["others"] = {
-        name: other_result(one, compare_answers(rows, base, others[name], n_bootstrap, config.seed))
+        name: other_result(one, compared(base, others[name]), compared(others[name], tuned))
         for name, one in contestants.items()
     }
     results["cost"] = costs({"base": base, "tuned": tuned, **others}, contestants)

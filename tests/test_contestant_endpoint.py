@@ -70,6 +70,9 @@ def test_an_endpoint_answers_the_same_rows_and_has_no_bits_per_byte(serve, run, 
     assert found["settings"] == {"model": "m", "max_tokens": 50, "parameters": {}}
     exact = found["metrics"]["exact_match"]["target"]
     assert (exact["base"], exact["tuned"], exact["n"]) == (0, 1, 10)
+    exact = found["against_tuned"]["exact_match"]["target"]
+    assert (exact["base"], exact["tuned"], exact["difference"]) == (1, 0, -1)
+    assert found["against_tuned"]["bits_per_byte"] is None
     assert found["metrics"]["bits_per_byte"] is None and "likelihoods" in found["missing"]["bits_per_byte"]
     assert {row["bits_per_byte"] for row in found["rows"]} == {None}
     assert {row["exact"] for row in found["rows"]} == {1}

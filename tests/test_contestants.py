@@ -68,6 +68,9 @@ def test_each_adapter_answers_as_it_does_alone_and_base_and_tuned_keep_their_num
     found = results["others"]["every"]
     assert (found["kind"], found["settings"], found["missing"]) == ("adapter", {"plan": "all"}, {})
     assert [row["id"] for row in found["rows"]] == [row["id"] for row in plain["rows"]]
+    against = found["against_tuned"]["bits_per_byte"]["target"]
+    assert against["base"] == found["metrics"]["bits_per_byte"]["target"]["tuned"]
+    assert against["tuned"] == plain["metrics"]["bits_per_byte"]["target"]["tuned"]
     bits, before = (one["metrics"]["bits_per_byte"]["target"] for one in (found, plain))
     assert bits["base"] == before["base"] and bits["tuned"] != before["tuned"]
 

@@ -115,8 +115,13 @@ def adapter_hash(folder: Path) -> str:
     return sha256_json([sha256_file(folder / CONFIG_FILE), *map(sha256_file, tensors)])
 
 
-def other_result(contestant: ContestantConfig, compared: Mapping[str, Any]) -> dict[str, Any]:
-    """What the results say of a contestant; `compared` has it in the place of the tuned model."""
+def other_result(
+    contestant: ContestantConfig, compared: Mapping[str, Any], against_tuned: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the results say of a contestant.
+
+    `compared` has it in the place of tuned, beside base; `against_tuned` in that of base, beside tuned.
+    """
     names = [name for name in compared["rows"][0] if name.startswith("tuned_")]
     rows = [
         {"id": row["id"], "answer": row["tuned"]} | {name.removeprefix("tuned_"): row[name] for name in names}
@@ -127,6 +132,7 @@ def other_result(contestant: ContestantConfig, compared: Mapping[str, Any]) -> d
         "kind": contestant.kind,
         "settings": contestant.shown(),
         "metrics": compared["metrics"],
+        "against_tuned": against_tuned["metrics"],
         "missing": missing,
         "rows": rows,
     }

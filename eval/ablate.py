@@ -18,7 +18,7 @@ from data_recipes.artefact import ARTEFACT_HEAD, UserError, read_artefact, sha25
 from eval.ablation_figure import ablation_figure as ablation_figure
 from eval.ablation_figure import write_svg
 from eval.ablation_table import results_table, with_table
-from eval.evaluate import BASE_ANSWERS
+from eval.contestants.answer_cache import ANSWERS_FILE
 from eval.plan_comparison import compare_plans, label, read_training
 from finetune.config import LoraConfig, RunConfig, load_run_config
 from finetune.run import STAGE_FUNCTIONS, STAGES, StageFunction, part_hash, run, run_stage
@@ -63,6 +63,7 @@ def plan_configs(config: RunConfig) -> dict[str, RunConfig]:
             output=f"{config.output}/ablation/{name}",
             select=changed[name],
             lora=lora.get(name, config.lora),
+            eval=replace(config.eval, contestants={}),
         )
         for name in changed
     }
@@ -89,25 +90,35 @@ def ablate_stage(config: RunConfig, functions: Mapping[str, StageFunction] | Non
         print(f"\n{label(name, plan.lora)}")
         done[name] = Path(plan.output)
         if name == "selected":
-            run(plan, functions)
+            run(without_missing_plans(plan), functions)
         else:
             share(done["selected"], done[name])
             for stage in STAGES:
                 if stage.name in OWN_STAGES:
                     run_stage(stage, plan, functions[stage.name])
         read_training(done)  # now, before more is trained in vain
+    if config.eval.contestants:  # those among the plans are there only now
+        run(config, functions)
     return write_ablation(Path(config.output) / "ablation", config, compare_plans(config, configs))
 
 
+def without_missing_plans(config: RunConfig) -> RunConfig:
+    """The run as it can be evaluated before the plans are trained that it names as contestants."""
+    named = config.eval.contestants.values()
+    if all(one.place(config.output).is_dir() for one in named if one.plan):
+        return config
+    return replace(config, eval=replace(config.eval, contestants={}))
+
+
 def share(source: Path, folder: Path) -> None:
-    """Let a plan's folder read data, profile and the base's answers of the run's folder, by relative links.
+    """Let a plan's folder read data, profile and the answers of the run's folder, by relative links.
 
     Raises:
         UserError: something else is there, or the file system knows no links.
     """
     folder.mkdir(parents=True, exist_ok=True)
     outputs = (output for stage in STAGES if stage.name in SHARED_STAGES for output in stage.outputs)
-    for name in (*outputs, BASE_ANSWERS):
+    for name in (*outputs, ANSWERS_FILE):
         link, target = folder / name, os.path.relpath(source / name, folder)
         if link.is_symlink() and os.readlink(link) == target:
             continue

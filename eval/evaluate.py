@@ -2,30 +2,36 @@
 
 Reads `data/` (split "test") and `adapter/` of the run's folder; writes `results.json`: every row with both
 answers, and every metric of both with the interval of their difference, by group, language, task and kind.
-Beside it, `base_answers.json` keeps what the base said, for the next adapter on the same rows.
+Beside it, `answers.sqlite` keeps what each contestant said: a run that was stopped asks for none of it again,
+and the next adapter on the same rows finds the base's answers there.
 
     local-experts eval --config configs/runs/quickstart.yaml
 """
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_recipes.artefact import (
-    UserError,
-    package_versions,
-    read_artefact,
-    sha256_file,
-    sha256_json,
-    write_artefact,
-)
+from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact
 from data_recipes.dataset import read_split
 from data_recipes.text import script_share
+from data_recipes.translate.cache import ReplyCache
 from eval.compare import CONFIDENCE_PERCENT, paired_bootstrap_of_sums, ratio_of_sums
-from eval.generate import AnswerLoss, answer_nll, generate_answers
+from eval.contestants.answer_cache import open_answers
+from eval.contestants.answers import Answers as Answers
+from eval.contestants.contestants import (
+    adapter_hash,
+    ask_adapters,
+    ask_endpoints,
+    ask_merged,
+    check_contestants,
+    costs,
+    other_result,
+)
+from eval.contestants.local_model import ask_base_and_tuned
+from eval.generate import AnswerLoss
 from eval.metrics import (
     BitsPerByte,
     ChrfPlusPlus,
@@ -34,13 +40,12 @@ from eval.metrics import (
     chrf_from_counts,
     in_memory,
 )
-from finetune.adapters.adapter import adapter_disabled, load_adapter
+from finetune.adapters.adapter import load_adapter
 from finetune.config import RunConfig, config_from_arguments
 from finetune.eval_options import EvalConfig
 from finetune.model import load_model, model_fingerprint, tokenizer_fingerprint
 
 Row = dict[str, Any]
-BASE_ANSWERS = "base_answers.json"
 
 # How the sums over rows become the metric: all are ratios of totals but chrF++.
 SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -51,61 +56,12 @@ SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-class Answers(NamedTuple):
-    """What one model answered to each row, and how unlikely it found the expected answers."""
-
-    texts: list[str]
-    loss: AnswerLoss
-
-
-class KeptAnswers(NamedTuple):
-    """A file of the base's answers, and what they depend on (name -> sha256)."""
-
-    path: Path
-    inputs: dict[str, str]
-
-
 class Scores(NamedTuple):
     """One model's metrics: a value for each row, and columns [N, C] whose sums give the metric."""
 
-    per_row: dict[str, list[float]]
+    per_row: dict[str, list[Any]]
     columns: dict[str, np.ndarray]
     signatures: dict[str, str]
-
-
-def answer_rows(
-    model: Any, tokenizer: Any, rows: Sequence[Row], config: EvalConfig, progress: str | None = None
-) -> Answers:
-    """Answers and losses of the model as it stands, for dataset rows in their order."""
-    prompts = [row["messages"][:-1] for row in rows]
-    texts = generate_answers(model, tokenizer, prompts, config.batch_size, config.max_new_tokens, progress)
-    return Answers(texts, answer_nll(model, tokenizer, rows, config.batch_size))
-
-
-def write_answers(kept: KeptAnswers, rows: Sequence[Row], answers: Answers) -> None:
-    """Keep answers in a file; numbers come back bit for bit."""
-    body = {
-        "ids": [row["id"] for row in rows],
-        "texts": answers.texts,
-        "nll_nats": answers.loss.nll_nats.tolist(),
-        "n_bytes": answers.loss.n_bytes.tolist(),
-    }
-    body["sha256"] = sha256_json(body)
-    write_artefact(kept.path, "base_answers", kept.inputs, body)
-
-
-def read_answers(kept: KeptAnswers, rows: Sequence[Row]) -> Answers | None:
-    """The kept answers, or None: there are none, they are damaged, or of another base, rows or settings."""
-    try:
-        found = read_artefact(kept.path, "base_answers")
-    except UserError:
-        return None
-    body: dict[str, Any] = {name: found.get(name) for name in ("ids", "texts", "nll_nats", "n_bytes")}
-    is_whole = found.get("sha256") == sha256_json(body)
-    is_of_these = found["inputs"] == kept.inputs and body["ids"] == [row["id"] for row in rows]
-    if not (is_whole and is_of_these and found["versions"] == package_versions()):
-        return None
-    return Answers(body["texts"], AnswerLoss(np.array(body["nll_nats"]), np.array(body["n_bytes"])))
 
 
 def score_answers(rows: Sequence[Row], answers: Answers) -> Scores:
@@ -121,25 +77,32 @@ def score_answers(rows: Sequence[Row], answers: Answers) -> Scores:
     script = in_memory(ScriptShare).compute(
         predictions=answers.texts, scripts=[row["script"] for row in rows]
     )
-    loss = answers.loss
-    bits = in_memory(BitsPerByte).compute(nll_nats=loss.nll_nats.tolist(), n_bytes=loss.n_bytes.tolist())
-    assert exact and chrf and script and bits  # compute gives None only in other processes
+    assert exact and chrf and script  # compute gives None only in other processes
     one = np.ones(len(rows))
-    n_bytes = loss.n_bytes.astype(np.float64)
-    return Scores(
-        per_row={
-            "exact": exact["per_row"],
-            "chrf": chrf["per_row"],
-            "script": script["per_row"],
-            "bits_per_byte": bits["per_row"],
-        },
+    scores = Scores(
+        per_row={"exact": exact["per_row"], "chrf": chrf["per_row"], "script": script["per_row"]},
         columns={
             "exact_match": np.stack([exact["per_row"], one], axis=1),
             "chrf": np.asarray(chrf["statistics"], dtype=np.float64),
-            "bits_per_byte": np.stack([np.asarray(bits["per_row"]) * n_bytes, n_bytes], axis=1),
             "script_share": np.stack([script["per_row"], one], axis=1),
         },
         signatures={"chrf": chrf["signature"]},
+    )
+    return _with_bits_per_byte(scores, answers.loss)
+
+
+def _with_bits_per_byte(scores: Scores, loss: AnswerLoss | None) -> Scores:
+    """The scores and bits per byte, which a model without likelihoods has for no row."""
+    n_rows = len(scores.per_row["exact"])
+    if loss is None:
+        return scores._replace(per_row={**scores.per_row, "bits_per_byte": [None] * n_rows})
+    bits = in_memory(BitsPerByte).compute(nll_nats=loss.nll_nats.tolist(), n_bytes=loss.n_bytes.tolist())
+    assert bits  # compute gives None only in other processes
+    n_bytes = loss.n_bytes.astype(np.float64)
+    column = np.stack([np.asarray(bits["per_row"]) * n_bytes, n_bytes], axis=1)
+    return scores._replace(
+        per_row={**scores.per_row, "bits_per_byte": bits["per_row"]},
+        columns={**scores.columns, "bits_per_byte": column},
     )
 
 
@@ -151,41 +114,30 @@ def compare_answers(
     Returns:
         "rows": one dict each; "signatures": how chrF++ was computed; "metrics": for each metric "target" and
         "general" (None without rows), "by_language", "by_task" and "by_kind" (group, then name); a comparison
-        holds base, tuned, difference, low, high and n.
+        holds base, tuned, difference, low, high and n. A metric that one of the two has not is None.
     """
     scores = score_answers(rows, base), score_answers(rows, tuned)
+    known = [metric for metric in SCORES if all(metric in one.columns for one in scores)]
+    tables = {metric: _compare_slices(rows, metric, scores, n_bootstrap, seed) for metric in known}
     return {
         "rows": [_outcome(row, i, (base, tuned), scores) for i, row in enumerate(rows)],
-        "metrics": {metric: _compare_slices(rows, metric, scores, n_bootstrap, seed) for metric in SCORES},
+        "metrics": {metric: tables.get(metric) for metric in SCORES},
         "signatures": scores[0].signatures,
     }
 
 
 def evaluate_rows(
-    model: Any,
-    tokenizer: Any,
-    rows: Sequence[Row],
-    config: EvalConfig,
-    seed: int,
-    progress: bool = False,
-    kept: KeptAnswers | None = None,
+    model: Any, tokenizer: Any, rows: Sequence[Row], config: EvalConfig, seed: int, progress: bool = False
 ) -> dict[str, Any]:
     """Compare a model with an attached adapter to its own base on dataset rows, as `compare_answers`.
-
-    The base's answers are taken from `kept` when they are there, and written to it when not.
 
     Raises:
         UserError: no rows, or a row without an answer.
     """
     if not rows:
         raise UserError("no rows to evaluate: the test split is empty; raise the recipe's share of test rows")
-    base = read_answers(kept, rows) if kept else None
-    if base is None:
-        with adapter_disabled(model):
-            base = answer_rows(model, tokenizer, rows, config, "base " if progress else None)
-        if kept:
-            write_answers(kept, rows, base)
-    tuned = answer_rows(model, tokenizer, rows, config, "tuned" if progress else None)
+    with ReplyCache(":memory:") as cache:
+        base, tuned = ask_base_and_tuned(model, tokenizer, rows, config, "attached", cache, progress)
     return compare_answers(rows, base, tuned, config.n_bootstrap, seed)
 
 
@@ -218,27 +170,35 @@ def evaluate_stage(config: RunConfig) -> Path:
     if trained["inputs"]["data"] != manifest["content_hash"]:
         # Its training rows may be among the test rows of today.
         raise UserError(f"{folder / 'adapter'} was trained on other data than {folder / 'data'}: train again")
-    model, tokenizer = load_model(config.base)
-    n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    load_adapter(model, folder / "adapter")
-    model.eval()
-    of_base = {
-        "dataset": manifest["content_hash"],
-        "model": model_fingerprint(model),
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-    }
-    # What else decides about an answer; the size of a batch changes its last bits.
-    settings = [config.base.dtype, str(model.device), config.eval.batch_size, config.eval.max_new_tokens]
-    # Through a link: the plans of an ablation share one file.
-    answers_path = Path(os.path.realpath(folder / BASE_ANSWERS))
-    kept = KeptAnswers(answers_path, of_base | {"settings": sha256_json(settings)})
-    results = evaluate_rows(model, tokenizer, rows, config.eval, config.seed, progress=True, kept=kept)
-    path = folder / "results.json"
-    inputs = of_base | {"adapter": sha256_file(folder / "adapter" / "adapter_config.json")}
-    settings = {
+    check_contestants(config, manifest["content_hash"], test)
+    with open_answers(folder) as cache:
+        answers = ask_endpoints(config, rows, cache)
+        model, tokenizer = load_model(config.base)
+        settings = _settings(config, model)
+        load_adapter(model, folder / "adapter")
+        model.eval()
+        inputs = {
+            "dataset": manifest["content_hash"],
+            "model": model_fingerprint(model),
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "adapter": sha256_file(folder / "adapter" / "adapter_config.json"),
+        }
+        adapter = adapter_hash(folder / "adapter")
+        base, tuned = ask_base_and_tuned(model, tokenizer, rows, config.eval, adapter, cache, progress=True)
+        answers |= ask_adapters(model, tokenizer, config, rows, cache)
+        del model  # before another one loads: never two
+        answers |= ask_merged(config, rows, cache)
+    results = _results(config, rows, base, tuned, answers)
+    write_artefact(folder / "results.json", "eval_results", inputs, {**results, "settings": settings})
+    return folder / "results.json"
+
+
+def _settings(config: RunConfig, model: Any) -> dict[str, Any]:
+    """What was asked of which base, which has no adapter yet."""
+    return {
         "model": config.base.model,
         "model_type": model.config.model_type,
-        "n_parameters": n_parameters,
+        "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": config.base.dtype,
         "max_new_tokens": config.eval.max_new_tokens,
         "max_rows_per_task": config.eval.max_rows_per_task,
@@ -246,19 +206,41 @@ def evaluate_stage(config: RunConfig) -> Path:
         "confidence_percent": CONFIDENCE_PERCENT,
         "seed": config.seed,
     }
-    write_artefact(path, "eval_results", inputs, {**results, "settings": settings})
-    return path
+
+
+def _results(
+    config: RunConfig, rows: Sequence[Row], base: Answers, tuned: Answers, others: dict[str, Answers]
+) -> dict[str, Any]:
+    """Base against tuned, each other contestant against both, and what each one cost."""
+    contestants = config.eval.contestants
+
+    def compared(first: Answers, second: Answers) -> dict[str, Any]:
+        return compare_answers(rows, first, second, config.eval.n_bootstrap, config.seed)
+
+    results = compared(base, tuned)
+    results["others"] = {
+        name: other_result(one, compared(base, others[name]), compared(others[name], tuned))
+        for name, one in contestants.items()
+    }
+    results["cost"] = costs({"base": base, "tuned": tuned, **others}, contestants)
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`local-experts eval`: compare base and tuned, print the exact match of both."""
     config = config_from_arguments(argv, "eval", "Compare base and tuned on the held-out rows of a run.")
     path = evaluate_stage(config)
-    exact_match = read_artefact(path, "eval_results")["metrics"]["exact_match"]
-    for group in ("target", "general"):
-        found = exact_match[group]
-        if found is not None:
-            print(f"{group:8s} {describe(found)}")
+    results = read_artefact(path, "eval_results")
+    for name, compared in {"": results, **results["others"]}.items():
+        for group in ("target", "general"):
+            found = compared["metrics"]["exact_match"][group]
+            if found is not None:
+                print(f"{name + ' ' if name else ''}{group:8s} {describe(found)}")
+        for metric, reason in compared.get("missing", {}).items():
+            print(f"{name} {metric}: none, for {reason}")
+        cost = results["cost"].get(name, {})
+        if cost.get("amount") is not None:
+            print(f"{name} cost {cost['amount']:.4f} {cost['currency']}")
     print(path)
     return 0
 
@@ -313,7 +295,7 @@ def _outcome(
     outcome: dict[str, Any] = {name: row.get(name) for name in kept}
     outcome["prompt"] = row["messages"][-2]["content"]
     outcome["expected"] = row["messages"][-1]["content"]
-    outcome["n_bytes"] = int(answers[0].loss.n_bytes[i])
+    outcome["n_bytes"] = len(outcome["expected"].encode("utf-8"))
     for system, answer, score in zip(("base", "tuned"), answers, scores, strict=True):
         outcome[system] = answer.texts[i]
         outcome |= {f"{system}_{metric}": values[i] for metric, values in score.per_row.items()}

@@ -26,6 +26,13 @@ class AnswerLoss(NamedTuple):
     n_bytes: np.ndarray
 
 
+class GeneratedAnswer(NamedTuple):
+    """An answer, and how many tokens the model made for it, with the one that it stopped at."""
+
+    text: str
+    n_tokens: int
+
+
 @torch.inference_mode()
 def generate_answers(
     model: Any,
@@ -46,16 +53,35 @@ def generate_answers(
     Raises:
         UserError: the tokenizer has no stop token, so that no answer would end.
     """
-    settings = _greedy(model, tokenizer, max_new_tokens)
-    tokens = [_prompt_tokens(tokenizer, messages) for messages in prompts]
+    settings = greedy(model, tokenizer)
+    tokens = [prompt_tokens(tokenizer, messages) for messages in prompts]
     answers = [""] * len(tokens)
-    for indices in _batches_by_length(tokens, batch_size, progress):
-        input_BT, mask_BT = _pad_left([tokens[i] for i in indices], settings.pad_token_id, model.device)
-        output_BT = model.generate(input_ids=input_BT, attention_mask=mask_BT, generation_config=settings)
-        for i, answer_T in zip(indices, output_BT[:, input_BT.shape[1] :].tolist(), strict=True):
-            answers[i] = tokenizer.decode(
-                _until_stop(answer_T, settings.eos_token_id), skip_special_tokens=True
-            ).strip()
+    for indices in batches_by_length(tokens, batch_size, progress):
+        batch = [tokens[i] for i in indices]
+        made = generate_batch(model, tokenizer, batch, settings, max_new_tokens)
+        for i, answer in zip(indices, made, strict=True):
+            answers[i] = answer.text
+    return answers
+
+
+@torch.inference_mode()
+def generate_batch(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationConfig,
+    max_new_tokens: int,
+) -> list[GeneratedAnswer]:
+    """Answers to the tokens of a few prompts at once, in their order; `settings` are those of `greedy`."""
+    stops: Any = settings.eos_token_id
+    settings.max_new_tokens = max_new_tokens
+    input_BT, mask_BT = _pad_left(prompts, settings.pad_token_id, model.device)
+    output_BT = model.generate(input_ids=input_BT, attention_mask=mask_BT, generation_config=settings)
+    answers = []
+    for answer_T in output_BT[:, input_BT.shape[1] :].tolist():
+        kept = _until_stop(answer_T, stops)
+        text = tokenizer.decode(kept, skip_special_tokens=True).strip()
+        answers.append(GeneratedAnswer(text, len(kept) + (len(kept) < max_new_tokens)))
     return answers
 
 
@@ -77,7 +103,7 @@ def answer_nll(
     examples = encode_rows(tokenizer, rows, sys.maxsize)
     tokens = [example.tokens for example in examples]
     nll_nats = np.zeros(len(rows))
-    for indices in _batches_by_length(tokens, batch_size, progress):
+    for indices in batches_by_length(tokens, batch_size, progress):
         batch = collate([examples[i] for i in indices], 0)  # padding is masked: any token will do
         losses = token_losses(model, batch, model.device).double().cpu()
         row_of_loss = (batch.labels[:, 1:] != IGNORED_LABEL).nonzero()[:, 0]
@@ -86,8 +112,12 @@ def answer_nll(
     return AnswerLoss(nll_nats, n_bytes)
 
 
-def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
-    """Greedy settings of our own: a checkpoint's generation_config may ask for sampling."""
+def greedy(model: Any, tokenizer: Any) -> GenerationConfig:
+    """Greedy settings of our own: a checkpoint's generation_config may ask for sampling.
+
+    Raises:
+        UserError: neither model nor tokenizer names a stop token.
+    """
     stops = stop_token_ids(model.generation_config, tokenizer)
     if not stops:
         raise UserError(
@@ -96,21 +126,21 @@ def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops)
     return GenerationConfig(
         do_sample=False,
-        max_new_tokens=max_new_tokens,
         eos_token_id=sorted(stops),
         pad_token_id=pad,
         use_cache=True,
     )
 
 
-def _prompt_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+def prompt_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    """The tokens of a question, with those that open the assistant's turn."""
     encoded = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True
     )
     return list(encoded["input_ids"])
 
 
-def _batches_by_length(
+def batches_by_length(
     tokens: Sequence[Sequence[int]], batch_size: int, progress: str | None
 ) -> Iterator[list[int]]:
     """Row indices, longest rows first: what does not fit into memory fails at once."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from data_recipes.artefact import UserError, read_artefact
 from eval.compare import paired_bootstrap
+from eval.contestants.row_sets import require_same_rows
 from finetune.adapters.adapter_folder import TENSORS_FILE
 from finetune.config import LoraConfig, RunConfig
 
@@ -131,19 +132,22 @@ def selected_minus_others(
     draws = [found for name, found in of_plan.items() if name.startswith("random_")]
     pool = {row: float(np.mean([draw.get(row, np.nan) for draw in draws])) for row in draws[0]}
     others = {name: found for name, found in of_plan.items() if name != "selected"} | {"random": pool}
-    return {name: difference(found, of_plan["selected"], n_resamples, seed) for name, found in others.items()}
+    return {
+        name: difference(name, found, of_plan["selected"], n_resamples, seed)
+        for name, found in others.items()
+    }
 
 
-def difference(other: Outcomes, selected: Outcomes, n_resamples: int, seed: int) -> dict[str, float]:
+def difference(
+    name: str, other: Outcomes, selected: Outcomes, n_resamples: int, seed: int
+) -> dict[str, float]:
     """Selected minus other on the same rows, with its paired 95 % interval.
 
     Raises:
         UserError: the two did not answer the same rows.
     """
-    if other.keys() != selected.keys():
-        raise UserError(
-            "two plans were evaluated on different rows: delete the run's folder `ablation` and run again"
-        )
+    way_out = "delete the run's folder `ablation` and run again"
+    require_same_rows("the plan selected", [*selected], f"the plan {name}", [*other], way_out)
     rows = sorted(selected)
     found = paired_bootstrap(
         np.array([other[row] for row in rows]), np.array([selected[row] for row in rows]), n_resamples, seed

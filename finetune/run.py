@@ -171,6 +171,16 @@ def eval_inputs(config: RunConfig) -> dict[str, str]:
         "data": data_hash(config),
         "base": base_hash(config.base),
         "eval": part_hash(config.eval),
+        **contestant_hashes(config),
+    }
+
+
+def contestant_hashes(config: RunConfig) -> dict[str, str]:
+    """Hash of the files of each contestant that is a folder."""
+    return {
+        f"contestant {name}": base_hash(replace(config.base, model=str(one.place(config.output))))
+        for name, one in config.eval.contestants.items()
+        if one.is_folder
     }
 
 

@@ -15,10 +15,10 @@ from data_recipes.settings import settings_dict
 from eval import ablate
 from eval.ablate import ablate_stage, main, plan_configs, share
 from eval.ablation_table import results_table
-from eval.evaluate import BASE_ANSWERS
+from eval.contestants.answer_cache import ANSWERS_FILE
 from eval.plan_comparison import check_equal_budget, read_training, selected_minus_others
 from finetune.config import BaseConfig, DataConfig, LoraConfig, RunConfig, SelectConfig
-from finetune.eval_options import EvalConfig
+from finetune.eval_options import ContestantConfig, EvalConfig
 from finetune.run import STAGE_FUNCTIONS, StageFunction
 from finetune.training_options import EarlyStopConfig, TrainConfig
 
@@ -71,7 +71,12 @@ def micro_config(folder: Path) -> RunConfig:
         select=SelectConfig(share=0.6),
         lora=LoraConfig(rank=2, alpha=4.0, attention=True),
         train=TrainConfig(steps=2, learning_rate=0.01, batch_size=4, eval_rows=2),
-        eval=EvalConfig(batch_size=16, max_new_tokens=2, n_bootstrap=50),
+        eval=EvalConfig(
+            batch_size=16,
+            max_new_tokens=2,
+            n_bootstrap=50,
+            contestants={"every": ContestantConfig(kind="adapter", plan="all")},
+        ),
     )
 
 
@@ -92,6 +97,16 @@ def stopped_and_done(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfi
     return config, path, [*ran, stages.ran]
 
 
+def test_a_plan_that_the_run_names_as_a_contestant_is_asked_when_it_is_trained(stopped_and_done: Any) -> None:
+    config = stopped_and_done[0]
+    plans = {name: Path(plan.output) for name, plan in plan_configs(config).items()}
+    results = {name: read_artefact(plans[name] / "results.json", "eval_results") for name in plans}
+    every = results["selected"]["others"]["every"]["rows"]
+    assert [row["answer"] for row in every] == [row["tuned"] for row in results["all"]["rows"]]
+    assert results["selected"]["cost"]["every"] == results["all"]["cost"]["tuned"], "asked once"
+    assert [len(found["others"]) for found in results.values()] == [1, 0, 0, 0, 0, 0]
+
+
 @pytest.fixture
 def ablation(stopped_and_done: Any) -> dict[str, Any]:
     return read_artefact(stopped_and_done[1], "ablation")
@@ -101,7 +116,7 @@ def test_a_stopped_ablation_goes_on_and_a_done_one_is_kept(stopped_and_done: Any
     first, second, third = stopped_and_done[2]
     own = ["select", "train", "eval"]
     assert first == ["data", "profile", *own, "report", *own, "select"]
-    assert second == ["train", "eval", *own * 3]
+    assert second == ["train", "eval", *own * 3, "eval", "report"]
     assert third == []
 
 
@@ -152,7 +167,7 @@ def test_the_draws_differ_and_all_plans_saw_the_same_rows_in_the_same_order(stop
 def test_data_profile_and_the_base_s_answers_are_there_once(stopped_and_done: Any) -> None:
     folder = Path(stopped_and_done[0].output)
     assert len(sorted(folder.rglob("results.json"))) == 6
-    for name in ("data", "profile.json", BASE_ANSWERS):
+    for name in ("data", "profile.json", ANSWERS_FILE):
         found = [path for path in folder.rglob(name) if path.parent.name != ".stamps"]
         assert len(found) == 6 and [path for path in found if not path.is_symlink()] == [folder / name]
         linked = folder / "ablation" / "all" / name
@@ -193,7 +208,10 @@ def test_the_choice_is_compared_with_the_mean_of_the_draws_on_each_row() -> None
 
 def test_plans_that_answered_other_rows_are_refused() -> None:
     of_plan = {"selected": {"a": 1.0}, "random_0": {"b": 1.0}}
-    with pytest.raises(UserError, match="different rows: delete"):
+    with pytest.raises(
+        UserError,
+        match=r"different rows \(1 only in the plan selected: a; 1 only in .* random_0: b\): delete",
+    ):
         selected_minus_others(of_plan, 10, seed=0)
 
 

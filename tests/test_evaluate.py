@@ -1,6 +1,7 @@
 """Base against tuned on the same rows: exact outcomes by hand, one loaded model, and what is refused."""
 
 import json
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
-from data_recipes.artefact import UserError, read_artefact, sha256_json, write_artefact, write_json
+from data_recipes.artefact import UserError, read_artefact, write_artefact
 from data_recipes.tasks import TASKS
 from eval.evaluate import Answers, cap_rows, compare_answers, evaluate_rows, evaluate_stage, main
 from eval.generate import AnswerLoss, answer_nll, generate_answers
@@ -210,15 +211,19 @@ def test_the_stage_writes_the_same_whole_results_each_time(run_folder):
     assert evaluate_stage(run_folder).read_bytes() == first
 
 
-def kept_texts(config, change=None):
-    """The kept texts of the base; a `change` of the file is written first, with the hash it then needs."""
-    path = Path(config.output) / "base_answers.json"
-    found = json.loads(path.read_text())
-    if change is not None:
-        found |= change(found)
-        body = {name: found[name] for name in ("ids", "texts", "nll_nats", "n_bytes")}
-        write_json(path, found | {"sha256": sha256_json(body)})
-    return found["texts"]
+def entries(config):
+    """What is kept: key -> body."""
+    with sqlite3.connect(Path(config.output) / "answers.sqlite") as database:
+        return {key: json.loads(text) for key, text in database.execute("SELECT key, text FROM replies")}
+
+
+def mark_kept(config):
+    """Put another text in the place of every first answer of a batch that is kept."""
+    with sqlite3.connect(Path(config.output) / "answers.sqlite") as database:
+        for key, body in entries(config).items():
+            if "texts" in body:
+                body["texts"][0] = "kept"
+                database.execute("UPDATE replies SET text = ? WHERE key = ?", (json.dumps(body), key))
 
 
 def base_texts(config):
@@ -226,38 +231,37 @@ def base_texts(config):
 
 
 def test_the_base_is_asked_once_for_all_adapters_on_the_same_rows(run_folder):
-    texts = base_texts(run_folder)
-    assert kept_texts(run_folder) == texts
-    kept_texts(run_folder, lambda found: {"texts": ["kept", *texts[1:]]})
-    assert base_texts(run_folder) == ["kept", *texts[1:]]
+    base_texts(run_folder)
+    n_entries = len(entries(run_folder))
+    assert n_entries == 6  # two batches and the losses, of base and tuned
+    mark_kept(run_folder)
+    model, _ = load_model(run_folder.base)
+    plan = with_adapter(model, size=2.0)
+    other = Path(run_folder.output) / "adapter"
+    train = (other / "train.json").read_bytes()
+    save_adapter(model, plan, LoraConfig(rank=4, alpha=8.0), other)
+    (other / "train.json").write_bytes(train)
+    results = read_artefact(evaluate_stage(run_folder), "eval_results")["rows"]
+    assert [row["base"] for row in results].count("kept") == 2
+    assert [row["tuned"] for row in results].count("kept") == 0
+    assert len(entries(run_folder)) == n_entries + 3
 
 
-def test_the_base_is_asked_again_when_what_is_kept_does_not_fit(run_folder):
-    texts = base_texts(run_folder)
-    other_settings = replace(run_folder, eval=replace(run_folder.eval, max_new_tokens=2))
-    marked = ["kept"] * len(texts)
-    changes = (
-        lambda found: {"texts": marked, "ids": found["ids"][::-1]},
-        lambda found: {"texts": marked, "inputs": found["inputs"] | {"model": "f" * 64}},
-        lambda found: {"texts": marked, "versions": {"torch": "1.0"}},
-    )
-    for change in changes:
-        kept_texts(run_folder, change)
-        assert base_texts(run_folder) == texts
-        assert kept_texts(run_folder) == texts
-    kept_texts(run_folder, lambda found: {"texts": marked})
-    shorter = base_texts(other_settings)
-    assert "kept" not in shorter and shorter != texts
+@pytest.mark.parametrize("option", ["max_new_tokens", "batch_size", "max_rows_per_task"])
+def test_the_base_is_asked_again_when_what_is_kept_does_not_fit(run_folder, option):
+    base_texts(run_folder)
+    mark_kept(run_folder)
+    assert base_texts(run_folder).count("kept") == 2
+    other = replace(run_folder, eval=replace(run_folder.eval, **{option: 3}))
+    assert "kept" not in base_texts(other)
 
 
-def test_kept_answers_that_were_harmed_are_made_again(run_folder):
-    texts = base_texts(run_folder)
-    path = Path(run_folder.output) / "base_answers.json"
-    whole = path.read_text()
-    for harmed in (whole[:-9], whole.replace(json.dumps(texts[0])[1:-1], "x", 1), "[]"):
-        path.write_text(harmed)
-        assert base_texts(run_folder) == texts
-        assert path.read_text() == whole
+def test_kept_answers_that_are_damaged_are_an_error_with_the_way_out(run_folder):
+    base_texts(run_folder)
+    path = Path(run_folder.output) / "answers.sqlite"
+    path.write_bytes(b"no database" * 900)
+    with pytest.raises(UserError, match="answers.sqlite: .*choose another file, or delete it"):
+        evaluate_stage(run_folder)
 
 
 def test_the_command_prints_interval_and_rows(run_folder, tmp_path, capsys):

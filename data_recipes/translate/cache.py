@@ -90,4 +90,7 @@ class ReplyCache:
                 f"no space left for the reply cache {self.path}: free some disk and run again; the replies "
                 "that are in it are kept"
             )
-        return UserError(f"cannot {what} the reply cache {self.path}: {error}; choose another file")
+        return UserError(
+            f"cannot {what} the reply cache {self.path}: {error}; choose another file, or "
+            "delete it: what it holds is then asked for again"
+        )

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from data_recipes.artefact import UserError
-from data_recipes.translate.options import EndpointConfig
+from data_recipes.translate.endpoint_options import EndpointConfig
 from data_recipes.translate.teachers import Reply, Request
 
 _FIRST_WAIT_S = 0.5
@@ -31,6 +31,7 @@ _FATAL = {  # what no other request will change
     405: "there is no such address",
 }
 _MAX_REPLY_BYTES = 8_000_000
+_MAX_TOKENS = 2**40  # of one request: what is above is no count
 
 
 class Retry(Exception):
@@ -58,8 +59,7 @@ class Spending:
     def reached(self) -> str:
         """Return which budget is spent, in words, or "" while there is some left."""
         config, n_tokens = self._config, self.n_prompt_tokens + self.n_reply_tokens
-        prices = (config.price_prompt, config.price_reply)
-        money = (self.n_prompt_tokens * prices[0] + self.n_reply_tokens * prices[1]) / 1e6
+        money = config.amount(self.n_prompt_tokens, self.n_reply_tokens) or 0.0
         if config.budget_tokens is not None and n_tokens >= config.budget_tokens:
             return f"endpoint.budget_tokens = {config.budget_tokens} is spent ({n_tokens} tokens)"
         if config.budget_money is not None and money >= config.budget_money:
@@ -77,7 +77,8 @@ def endpoint_identity(config: EndpointConfig) -> dict[str, Any]:
     """Return what decides the replies; not the address, behind which the same model may move."""
     # A reply that was cut is a reply too.
     limit = {"max_tokens_ratio": config.max_tokens_ratio}
-    return {"teacher": "endpoint", "model": config.model, **limit}
+    added = {"parameters": config.parameters} if config.parameters else {}
+    return {"teacher": "endpoint", "model": config.model, **limit, **added}
 
 
 class Endpoint:
@@ -184,13 +185,16 @@ class Endpoint:
 
     def _sent(self, request: Request) -> Reply:
         """Send a request once. Raises: Retry for what may pass; UserError for what will not."""
+        max_tokens = request.max_tokens or 64 + int(len(request.text) * self._config.max_tokens_ratio)
         body = {
             "model": self._config.model,
             "messages": [{"role": role, "content": content} for role, content in request.messages],
             "temperature": request.temperature,
             "seed": request.seed,
-            "max_tokens": 64 + int(len(request.text) * self._config.max_tokens_ratio),
+            "max_tokens": max_tokens,
+            **self._config.parameters,
         }
+        body = {name: value for name, value in body.items() if value is not None}
         address = f"{self._config.base_url.rstrip('/')}/chat/completions"
         deadline_s = time.monotonic() + 2 * self._config.timeout_s
         try:
@@ -216,6 +220,8 @@ class Endpoint:
             raise UserError(f"{self._config.base_url} answers HTTP {status}: {_FATAL[status]}{key}")
         if status in _BUSY or status >= 500:
             raise Retry(f"HTTP {status}", _asked_wait_s(response.headers.get("retry-after")))
+        if status == 400:  # an unknown model too, of some servers
+            return Reply("", failure="HTTP 400: the server knows no such model, or no such parameter")
         if status != 200:
             return Reply("", failure=f"HTTP {status}")
         kind = response.headers.get("content-type", "").split(";")[0].strip()
@@ -231,18 +237,22 @@ def _chat_reply(content: bytes, request: Request) -> Reply:
         choice = found["choices"][0]
         text = choice["message"]["content"]
         usage = found.get("usage") or {}
-        sent, received = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
+        counts: list[Any] = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        is_counted = all(type(count) is int and 0 <= count < _MAX_TOKENS for count in counts)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise Retry("the answer is no chat completion") from error
+    cut = choice.get("finish_reason") == "length"
+    if text is None and cut:  # all that was allowed went into thinking
+        text = ""
     if not isinstance(text, str):
         raise Retry("the answer holds no text")
     text = text.encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair
-    if not usage:  # a server that does not count: three bytes a token is more than any tokenizer needs
+    if not is_counted:  # three bytes a token is more than any tokenizer needs
         prompt = "".join(content for _, content in request.messages)
-        sent, received = (len(part.encode()) // 3 + 1 for part in (prompt, text))
-    # A reply that was cut is kept, as an empty one: asked again it would be cut again.
-    cut = choice.get("finish_reason") == "length"
-    return Reply("" if cut else text, max(0, sent), max(0, received))
+        counts = [len(part.encode()) // 3 + 1 for part in (prompt, text)]
+    # A reply that was cut is kept, half a translation as an empty one: asked again it would be cut again.
+    kept = "" if cut and request.max_tokens is None else text
+    return Reply(kept, *counts, is_counted=is_counted)
 
 
 def _asked_wait_s(header: str | None) -> float | None:

@@ -1,7 +1,6 @@
 """The options of a translation, each declared once; filled from YAML and "key=value" by `settings`.
 
-The key of an endpoint is in an environment variable, and only the variable's name is an option: options are
-written into manifests. Reads nothing, writes nothing.
+Reads nothing, writes nothing.
 """
 
 from __future__ import annotations
@@ -10,55 +9,15 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from data_recipes.artefact import UserError
 from data_recipes.settings import out_of_range
+from data_recipes.translate.endpoint_options import EndpointConfig
 from data_recipes.translate.masking import MASK_FORMS, Digits
 from data_recipes.translate.verify import Policy
 from data_recipes.writing.written_forms import native_digits, written_form
 
 LEVELS = ("message", "paragraph", "sentence")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EndpointConfig:
-    """A server that speaks OpenAI's chat completions."""
-
-    base_url: str = ""  # up to and with the version, as http://localhost:8000/v1
-    model: str = ""  # as the server names it
-    key_variable: str | None = None  # NAME of the environment variable with the key; None sends no key
-    concurrency: int = 8  # requests at a time
-    timeout_s: float = 120.0  # without a byte from the server
-    n_tries: int = 5  # sends of one request, when the server is busy, broken or silent
-    longest_wait_s: float = 60.0  # between two tries, also when the server asks for more
-    max_failures: int = 20  # requests in a row that failed for good, then the run stops
-    max_tokens_ratio: float = 4.0  # longest reply, tokens for each character sent (Indic scripts: up to 3)
-    budget_tokens: int | None = None  # prompt and reply, over all runs with this cache
-    budget_money: float | None = None  # in the currency of the prices, over all runs with this cache
-    price_prompt: float = 0.0  # for a million tokens sent
-    price_reply: float = 0.0  # for a million tokens received
-
-    def problems(self) -> list[str]:
-        """Values no endpoint can use, as "key: reason"."""
-        wrong = out_of_range({n: getattr(self, n) for n in ("concurrency", "n_tries", "max_failures")}, 1)
-        positive = ("timeout_s", "longest_wait_s", "max_tokens_ratio")
-        wrong += [f"{name}: must be above 0" for name in positive if getattr(self, name) <= 0]
-        wrong += out_of_range({n: getattr(self, n) for n in ("price_prompt", "price_reply")}, 0)
-        # Who has put the key itself here must not find it in a log: the name in brackets keeps the value out.
-        if self.key_variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
-            wrong.append(
-                "key_variable (value not shown): must be the NAME of an environment variable, not the key"
-            )
-        parts = urlsplit(self.base_url) if self.base_url else None
-        if parts and (parts.username or parts.password):
-            wrong.append("base_url (value not shown): holds a password; name a key_variable instead")
-        elif parts and (parts.scheme not in ("http", "https") or not parts.netloc):
-            wrong.append("base_url: must be an http or https address, as http://localhost:8000/v1")
-        wrong += out_of_range({"budget_tokens": self.budget_tokens})
-        if self.budget_money is not None and not (self.price_prompt or self.price_reply):
-            wrong.append("budget_money: needs price_prompt and price_reply")
-        return wrong
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,10 +31,13 @@ class Request:
     messages: tuple[tuple[str, str], ...]  # role and content
     temperature: float
     seed: int
+    # Longest reply, and one that was cut there counts; None: by the text's length, and a cut one is empty.
+    max_tokens: int | None = None
 
     def key(self, identity: dict[str, Any]) -> str:
         """A hash of all that decides the reply: teacher, messages, parameters, version of the prompts."""
         parameters = {"temperature": self.temperature, "seed": self.seed}
+        parameters |= {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
         return sha256_json([identity, self.messages, parameters, VERSION])
 
 
@@ -46,6 +49,7 @@ class Reply:
     n_prompt_tokens: int = 0
     n_reply_tokens: int = 0
     failure: str = ""
+    is_counted: bool = True  # the tokens, by the server; else they are an estimate
 
 
 class Teacher(Protocol):

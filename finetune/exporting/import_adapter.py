@@ -17,7 +17,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -63,10 +63,61 @@ def import_adapter(
     Raises:
         UserError: the folder is damaged, of another base, or holds what our adapter has no place for.
     """
+    read = read_import(source)  # before the base is loaded
+    model: Any = load_model(base)[0]
+    plan, lora, wanted = attach_import(model, read, plan_path, is_old)
+    with whole_folder(output, "expert_adapter") as partial:
+        write_adapter_files(model, plan, lora, partial)
+        detach(model)
+        difference = largest_difference(wanted, read_adapter(model, partial)[1])
+        if not difference <= DELTA_TOLERANCE:
+            raise UserError(
+                f"the imported adapter differs from {source} by {difference:.3g} of an update (at most "
+                f"{DELTA_TOLERANCE}): nothing is written; please report this"
+            )
+    n_experts = sum(map(len, plan["experts"].values()))
+    say(f"import    {n_experts} experts, rank {lora.rank}, delta_difference {difference:.3g} -> {output}")
+    return output
+
+
+class ReadImport(NamedTuple):
+    """What is read of an adapter's folder before there is a model to hold it against."""
+
+    source: Path
+    stamp: dict[str, Any] | None
+    is_ours: bool  # one of our PeftModel
+    config: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+
+class Imported(NamedTuple):
+    """The plan and the options of an adapter that was attached, and the updates it was to hold."""
+
+    plan: dict[str, Any]
+    lora: LoraConfig
+    wanted: AdapterParts
+
+
+def read_import(source: Path) -> ReadImport:
+    """Read the folder of an adapter of PEFT, vLLM, SGLang or our PeftModel.
+
+    Raises:
+        UserError: a file is missing, damaged, of another type, or has a setting that we do not compute.
+    """
     stamp = read_stamp(source)
     is_ours = peft_type(source) == PEFT_TYPE
-    config, tensors = read_peft_folder(source, PEFT_TYPE if is_ours else "LORA")
-    model: Any = load_model(base)[0]
+    return ReadImport(source, stamp, is_ours, *read_peft_folder(source, PEFT_TYPE if is_ours else "LORA"))
+
+
+def attach_import(
+    model: Any, read: ReadImport, plan_path: Path | None = None, is_old: bool = False
+) -> Imported:
+    """Attach an adapter that was read to a loaded model that has none, as one of ours.
+
+    Raises:
+        UserError: as `import_adapter`.
+    """
+    source, stamp, is_ours, config, tensors = read
     fingerprint, modules = model_fingerprint(model), experts_modules(model)
     if stamp is not None and stamp["model_fingerprint"] != fingerprint:
         raise UserError(
@@ -91,18 +142,7 @@ def import_adapter(
         lora = LoraConfig(rank=rank, alpha=scaling * rank, **_linear_options(wanted))
     attach(model, plan, lora, seed=0)
     _fill(model, filled)
-    with whole_folder(output, "expert_adapter") as partial:
-        write_adapter_files(model, plan, lora, partial)
-        detach(model)
-        difference = largest_difference(wanted, read_adapter(model, partial)[1])
-        if not difference <= DELTA_TOLERANCE:
-            raise UserError(
-                f"the imported adapter differs from {source} by {difference:.3g} of an update (at most "
-                f"{DELTA_TOLERANCE}): nothing is written; please report this"
-            )
-    n_experts = sum(map(len, plan["experts"].values()))
-    say(f"import    {n_experts} experts, rank {lora.rank}, delta_difference {difference:.3g} -> {output}")
-    return output
+    return Imported(plan, lora, wanted)
 
 
 def _of_our_peft_model(

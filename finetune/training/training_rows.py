@@ -126,14 +126,14 @@ def questions_kept_out(folder: Path) -> frozenset[str]:
         UserError: a split is missing or damaged.
     """
     splits: list[Any] = [read_split(folder, "validation"), read_split(folder, "test")]
-    return frozenset(_question(row) for rows in splits for row in rows)
+    return frozenset(question_hash(row) for rows in splits for row in rows)
 
 
 def _without(kept_out: Collection[str], rows: Any) -> Iterator[Mapping[str, Any]]:
     """The rows; those that ask what is kept out are an error, for all scores after them would be too good."""
     leaks = []
     for row in rows:
-        if _question(row) in kept_out:
+        if question_hash(row) in kept_out:
             leaks.append(str(row["id"]))
         yield row
     if leaks:
@@ -143,7 +143,8 @@ def _without(kept_out: Collection[str], rows: Any) -> Iterator[Mapping[str, Any]
         )
 
 
-def _question(row: Mapping[str, Any]) -> str:
+def question_hash(row: Mapping[str, Any]) -> str:
+    """A hash of what the user says in a row: two rows with the same one ask the same."""
     return sha256_json([message["content"] for message in row["messages"] if message["role"] == "user"])
 
 

@@ -25,6 +25,7 @@ from data_recipes.artefact import (
 from data_recipes.dataset import read_split
 from data_recipes.text import script_share
 from eval.compare import CONFIDENCE_PERCENT, paired_bootstrap_of_sums, ratio_of_sums
+from eval.gate import check_gate, check_gate_languages
 from eval.generate import AnswerLoss, answer_nll, generate_answers
 from eval.metrics import (
     BitsPerByte,
@@ -34,6 +35,7 @@ from eval.metrics import (
     chrf_from_counts,
     in_memory,
 )
+from eval.significance import judge
 from finetune.adapters.adapter import adapter_disabled, load_adapter
 from finetune.config import RunConfig, config_from_arguments
 from finetune.eval_options import EvalConfig
@@ -151,7 +153,7 @@ def compare_answers(
     Returns:
         "rows": one dict each; "signatures": how chrF++ was computed; "metrics": for each metric "target" and
         "general" (None without rows), "by_language", "by_task" and "by_kind" (group, then name); a comparison
-        holds base, tuned, difference, low, high and n.
+        holds base, tuned, difference, low, high, n, p, p_holm, test, p_bootstrap and verdict.
     """
     scores = score_answers(rows, base), score_answers(rows, tuned)
     return {
@@ -208,12 +210,14 @@ def evaluate_stage(config: RunConfig) -> Path:
     """Write `results.json` of a run and return its path.
 
     Raises:
-        UserError: no data, no adapter, one trained on other data or another model; no test rows.
+        UserError: no data, no adapter, one trained on other data or another model; no test rows, or none of a
+            language that the gate lists.
     """
     folder = Path(config.output)
     manifest = read_artefact(folder / "data" / "manifest.json", "dataset_manifest")
     test: list[Row] = [dict(row) for row in read_split(folder / "data", "test")]
     rows = cap_rows(test, config.eval.max_rows_per_task, config.seed)
+    check_gate_languages(config.eval.gate, *({row[key] for row in rows} for key in ("language", "group")))
     trained = read_artefact(folder / "adapter" / "train.json", "train_result")
     if trained["inputs"]["data"] != manifest["content_hash"]:
         # Its training rows may be among the test rows of today.
@@ -251,7 +255,7 @@ def evaluate_stage(config: RunConfig) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`local-experts eval`: compare base and tuned, print the exact match of both."""
+    """`local-experts eval`: compare base and tuned, print the exact match of both, and ask the gate."""
     config = config_from_arguments(argv, "eval", "Compare base and tuned on the held-out rows of a run.")
     path = evaluate_stage(config)
     exact_match = read_artefact(path, "eval_results")["metrics"]["exact_match"]
@@ -260,6 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if found is not None:
             print(f"{group:8s} {describe(found)}")
     print(path)
+    check_gate(config)
     return 0
 
 
@@ -302,7 +307,7 @@ def _compare_slices(
         for key in path[:-1]:
             place = place.setdefault(key, {})
         place[path[-1]] = found._asdict()
-    return table
+    return judge(table, metric)
 
 
 def _outcome(

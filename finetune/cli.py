@@ -1,8 +1,8 @@
 """The command line: `local-experts <stage> ...` finds the stage's module by name and calls its `main(argv)`.
 
 Imports no torch itself, and reads a stage's config before it imports the stage: `--help` and a config error
-answer in a fraction of a second. Exit codes: 0 done, 2 a problem the user can solve, 130 interrupted, 75
-stopped by SIGTERM and to be started again.
+answer in a fraction of a second. Exit codes: 0 done, 2 a problem the user can solve, 3 more was forgotten
+than `eval.gate` allows, 130 interrupted, 75 stopped by SIGTERM and to be started again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import NamedTuple
 from data_recipes.artefact import UserError, is_disk_full
 from finetune.checkpoints.stop_signals import Stopped
 from finetune.config import config_from_arguments
+from finetune.eval_options import GATE_EXIT_CODE, GateFailed
 
 
 class Stage(NamedTuple):
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run_stage(arguments)
     except UserError as error:
         return _complain(str(error))
+    except GateFailed as failed:
+        print(failed, file=sys.stderr)
+        return GATE_EXIT_CODE
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code

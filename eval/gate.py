@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from data_recipes.artefact import UserError, read_artefact
 from eval.metric_facts import METRICS
+from eval.results_places import pointer
 from eval.significance import is_comparison
 from finetune.config import RunConfig
 from finetune.eval_options import GateConfig, GateFailed
@@ -19,7 +20,7 @@ class GateLoss(NamedTuple):
     """What one language (or group) lost, in the metric's unit; low and high are its 95 % interval."""
 
     name: str
-    place: str  # in results.json
+    place: str  # in results.json, a JSON pointer
     loss: float
     low: float
     high: float
@@ -39,9 +40,9 @@ def gate_losses(metrics: Mapping[str, Any], gate: GateConfig) -> list[GateLoss]:
     table = metrics[gate.metric]
     losses = []
     for name in gate.languages:
-        places = {f"metrics.{gate.metric}.{name}": table.get(name)}
+        places = {pointer("metrics", gate.metric, name): table.get(name)}
         for group, by_language in table["by_language"].items():
-            places[f"metrics.{gate.metric}.by_language.{group}.{name}"] = by_language.get(name)
+            places[pointer("metrics", gate.metric, "by_language", group, name)] = by_language.get(name)
         found = {place: one for place, one in places.items() if is_comparison(one)}
         if not found:
             raise no_rows(gate, name, {code for by in table["by_language"].values() for code in by})

@@ -30,6 +30,21 @@ METRICS = {
 }
 
 
+# Names that lm-evaluation-harness has beside shares where more is better.
+_LOWER_IS_BETTER = frozenset({"ter", "wer", "cer", "brier_score", "mse", "perplexity", "tokens_per_word"})
+_OF_100 = frozenset({"bleu", "ter"})
+
+
 def facts_of(metric: str) -> MetricFacts:
-    """The facts of a metric by its name in results.json."""
-    return METRICS.get(metric) or MetricFacts(metric.replace("_", " ").capitalize(), 3, True, metric)
+    """The facts of a metric by its name in results.json; the harness adds its filter after a comma."""
+    name, _, how = metric.partition(",")
+    if name in METRICS and not how:
+        return METRICS[name]
+    title = metric.replace("_", " ")
+    return MetricFacts(
+        title[:1].upper() + title[1:],
+        1 if name in _OF_100 else 3,
+        name not in _LOWER_IS_BETTER,
+        title,
+        100.0 if name in _OF_100 else None if name in _LOWER_IS_BETTER else 1.0,
+    )

@@ -37,7 +37,7 @@ STAGES = {
     "select": Stage("finetune.selecting.selection", "choose the experts to tune", False),
     "train": Stage("finetune.train", "train LoRA on the chosen experts"),
     "eval": Stage("eval.evaluate", "compare base and tuned on held-out rows"),
-    "report": Stage("eval.report", "write report.json and report.html"),
+    "report": Stage("eval.report", "write report.html, report.md and report.json"),
     "ablate": Stage("eval.ablate", "the run with chosen, random, all and no experts trained", False),
     "export": Stage(
         "finetune.exporting.export", "write an adapter for PEFT, vLLM, SGLang, or merge it", False

@@ -57,8 +57,8 @@ def test_the_measured_loss_is_compared_or_its_whole_interval():
 def test_a_language_of_both_groups_is_asked_in_both():
     found = gate_losses(made_up_metrics(), GateConfig(languages=("hi",)))
     assert [(one.place, one.is_too_much) for one in found] == [
-        ("metrics.exact_match.by_language.target.hi", True),
-        ("metrics.exact_match.by_language.general.hi", False),
+        ("/metrics/exact_match/by_language/target/hi", True),
+        ("/metrics/exact_match/by_language/general/hi", False),
     ]
 
 
@@ -74,9 +74,9 @@ def test_the_message_names_language_loss_interval_and_threshold():
     assert message == (
         "forgetting gate: too much was lost\n"
         "  general: Exact match lost 0.0300 (95 % interval +0.0000 to +0.0600, 9 rows); the measured loss is "
-        "above eval.gate.max_loss=0.02 (metrics.exact_match.general)\n"
+        "above eval.gate.max_loss=0.02 (/metrics/exact_match/general)\n"
         "  hi: Exact match lost 0.1000 (95 % interval +0.0500 to +0.2000, 9 rows); the measured loss is "
-        "above eval.gate.max_loss=0.02 (metrics.exact_match.by_language.target.hi)\n"
+        "above eval.gate.max_loss=0.02 (/metrics/exact_match/by_language/target/hi)\n"
         "  written: runs/a/results.json; train for less, add rows of that language (train.mixture, "
         "train.replay), or raise max_loss"
     )

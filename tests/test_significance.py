@@ -157,7 +157,8 @@ def test_a_verdict_follows_its_rule():
 
 
 def test_an_unknown_metric_is_taken_for_a_share():
-    assert facts_of("number_kept") == MetricFacts("Number kept", 3, True, "number_kept")
+    assert facts_of("number_kept") == MetricFacts("Number kept", 3, True, "number kept")
+    assert facts_of("brier_score,none")[2:] == (False, "brier score,none", None)
 
 
 def test_languages_are_a_family_and_a_total_stands_alone():

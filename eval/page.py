@@ -52,7 +52,13 @@ def render_page(
         metrics: lines of metrics.jsonl.
     """
     environment = page_environment(TEMPLATE.parent)
-    environment.filters |= {"language": language_name, "words": words, "size": size, "amount": amount}
+    environment.filters |= {
+        "language": language_name,
+        "words": words,
+        "size": size,
+        "amount": amount,
+        "signed": signed,
+    }
     environment.globals |= {"cells": comparison_cells, "attributes": language_attributes, "facts": facts_of}
     template = environment.get_template(TEMPLATE.name)
     results = _result_figures(report)

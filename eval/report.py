@@ -28,6 +28,7 @@ from finetune.profiling.profile import read_profile
 
 METRICS = ("exact_match", "chrf", "bits_per_byte", "script_share")
 MAX_PAGE_BYTES = 2_000_000
+BOTH = ("base", "tuned")
 MOST_NAMED_LANGUAGES = 6  # in one sentence
 SMALL_MODEL_PARAMETERS = 1_000_000_000
 
@@ -40,7 +41,7 @@ def build_report(
     Raises:
         UserError: the gate lists a language without rows.
     """
-    metrics = results["metrics"]
+    metrics, costs = results["metrics"], results.get("cost") or {}
     slices = {
         by: {metric: metrics[metric][by] for metric in METRICS}
         for by in ("by_task", "by_language", "by_kind")
@@ -55,7 +56,7 @@ def build_report(
         "finding": finding(metrics["exact_match"]),
         "gate": gate_outcome(metrics, config.eval.gate),
         "tables": as_json(result_tables(results)),
-        "cost": results.get("cost") or {},
+        "cost": dict(sorted(costs.items(), key=lambda item: item[0] not in BOTH)),
         "model": {**results["settings"], "note": model_note(results["settings"])},
         "plan": plan_summary(plan),
         "training": {key: train[key] for key in _TRAINING}

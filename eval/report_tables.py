@@ -5,7 +5,7 @@ so that a number can be followed to its comparison, and from there to its rows. 
 (contestants, tasks) give no tables.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from eval.figures import language_name
@@ -66,7 +66,7 @@ def total_tables(metrics: Mapping[str, Any]) -> Iterator[ResultTable]:
     for group, title in titles.items():
         lines = [
             Line(_with_arrow(metric), pointer("metrics", metric, group), metric, metrics[metric][group])
-            for metric in metrics
+            for metric in in_order(metrics)
             if is_comparison((metrics[metric] or {}).get(group))
         ]
         lines += [
@@ -78,7 +78,7 @@ def total_tables(metrics: Mapping[str, Any]) -> Iterator[ResultTable]:
 
 def detail_tables(metrics: Mapping[str, Any]) -> Iterator[ResultTable]:
     """Every metric in every language and task."""
-    for metric in metrics:
+    for metric in in_order(metrics):
         for group in GROUPS:
             lines = [
                 Line(_slice_name(by, key), place, metric, found)
@@ -92,7 +92,7 @@ def detail_tables(metrics: Mapping[str, Any]) -> Iterator[ResultTable]:
 def contestant_tables(others: Mapping[str, Any]) -> Iterator[ResultTable]:
     """Each further contestant against the base on the same rows: every metric, then its languages."""
     names = {metric for other in others.values() for metric in other.get("metrics") or {}}
-    for metric in [*(name for name in METRICS if name in names), *sorted(names - METRICS.keys())]:
+    for metric in in_order(names):
         lines = [
             Line(f"{name} ({other.get('kind', 'contestant')}), {group} rows", place, metric, found)
             for name, other in others.items()
@@ -117,7 +117,7 @@ def task_tables(tasks: Mapping[str, Any]) -> Iterator[ResultTable]:
     """Each task: its metrics over all rows, then by language and by kind of question."""
     for name, task in tasks.items():
         metrics, lines = task.get("metrics") or {}, []
-        for metric in metrics:
+        for metric in in_order(metrics):
             head = ("tasks", name)
             for key in ("all", *GROUPS):
                 place, found = _total(task, head, metric, key)
@@ -144,6 +144,11 @@ def as_json(tables: list[ResultTable]) -> list[dict[str, Any]]:
         }
         for table in tables
     ]
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of metrics, ours first; a results file is sorted by letter."""
+    return sorted(names, key=lambda name: (name not in METRICS, [*METRICS, name].index(name), name))
 
 
 def words(name: str) -> str:

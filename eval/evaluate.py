@@ -35,7 +35,7 @@ from eval.metrics import (
     chrf_from_counts,
     in_memory,
 )
-from eval.significance import judge
+from eval.significance import judge, judge_tasks
 from finetune.adapters.adapter import adapter_disabled, load_adapter
 from finetune.config import RunConfig, config_from_arguments
 from finetune.eval_options import EvalConfig
@@ -237,6 +237,7 @@ def evaluate_stage(config: RunConfig) -> Path:
     answers_path = Path(os.path.realpath(folder / BASE_ANSWERS))
     kept = KeptAnswers(answers_path, of_base | {"settings": sha256_json(settings)})
     results = evaluate_rows(model, tokenizer, rows, config.eval, config.seed, progress=True, kept=kept)
+    judge_tasks(results)
     path = folder / "results.json"
     inputs = of_base | {"adapter": sha256_file(folder / "adapter" / "adapter_config.json")}
     settings = {

@@ -153,9 +153,7 @@ def _result_figures(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _tasks(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    return {
-        f"{words(task)} ({one['n']:,})": one for task, one in worst_first(dict(found), "exact_match").items()
-    }
+    return {f"{words(task)} ({one['n']:,})": one for task, one in worst_first(found, "exact_match").items()}
 
 
 def _cost(costs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:

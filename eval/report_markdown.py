@@ -49,13 +49,17 @@ def render_markdown(
 
 def _result_table(table: ResultTable) -> list[str]:
     head = (table.first, "base", table.other, "difference", "95 % interval", "p", "verdict", "rows", "place")
+    names = ("base", "other", "difference", "interval", "p", "verdict", "rows")
     lines = []
     for line in table.lines:
         cells = comparison_cells(line.found, line.metric)
-        names = ("base", "other", "difference", "interval", "p", "verdict", "rows")
-        lines.append((line.name, *(cells[name] for name in names), line.place))
-    escaped = [tuple(escape_markdown(cell) for cell in line) for line in lines]
-    return [f"### {escape_markdown(table.title)}", _table([escape_markdown(cell) for cell in head], escaped)]
+        lines.append((escape_markdown(line.name), *(cells[name] for name in names), _place(line.place)))
+    return [f"### {escape_markdown(table.title)}", _table([escape_markdown(cell) for cell in head], lines)]
+
+
+def _place(place: str) -> str:
+    """A place as code, which a name with a sign of Markdown's tables or code would break."""
+    return escape_markdown(place) if set(place) & set("|`") else f"`{place}`"
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -75,7 +79,7 @@ def _gate(gate: Mapping[str, Any] | None) -> list[str]:
             f"{one['low']:+.4f} to {one['high']:+.4f}",
             f"{one['n']:,}",
             "yes" if one["is_too_much"] else "no",
-            escape_markdown(one["place"]),
+            _place(one["place"]),
         )
         for one in gate["losses"]
     ]
@@ -120,5 +124,5 @@ def _sample(sample: Sample) -> str:
         f"- {escape_markdown(one.system)} ({said[one.is_right]}): {escape_markdown(one.text) or '(empty)'}"
         for one in sample.answers
     ]
-    head = f"**{escape_markdown(sample.title)}** ({escape_markdown(sample.row_id)}, {sample.place})"
+    head = f"**{escape_markdown(sample.title)}** ({escape_markdown(sample.row_id)}, {_place(sample.place)})"
     return head + "\n\n" + "\n".join(lines)

@@ -15,7 +15,7 @@ A verdict is one of four:
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ GAIN, LOSS, NO_DIFFERENCE, TOO_FEW = "gain", "loss", "no difference seen", "too 
 MOST_EXACT_ROWS = 5_000  # changed rows; with more the exact test takes seconds, and differs by less than 2 %
 
 Comparison = dict[str, Any]
+C = TypeVar("C", bound=Mapping[str, Any])
 
 
 def mcnemar_p(n_lost: int, n_gained: int, exact: bool = True) -> float:
@@ -98,6 +99,13 @@ def judge(table: dict[str, Any], metric: str) -> dict[str, Any]:
     return table
 
 
+def judge_tasks(results: Mapping[str, Any]) -> None:
+    """Judge the comparisons of every task of a run's results, where it has tasks."""
+    for task in (results.get("tasks") or {}).values():
+        for metric, table in task["metrics"].items():
+            judge(table, metric)
+
+
 def families(table: Mapping[str, Any], is_top: bool = True) -> Iterator[list[Comparison]]:
     """The comparisons of a metric's table that are corrected together."""
     together = [found for found in table.values() if is_comparison(found) and "p" in found]
@@ -117,7 +125,7 @@ def improvement(found: Mapping[str, Any], metric: str) -> float:
     return found["difference"] if facts_of(metric).higher_is_better else -found["difference"]
 
 
-def worst_first(by_name: Mapping[str, Comparison], metric: str) -> dict[str, Comparison]:
+def worst_first(by_name: Mapping[str, C], metric: str) -> dict[str, C]:
     """The same comparisons, the largest loss first; equal ones by name."""
     ordered = sorted(by_name.items(), key=lambda item: (improvement(item[1], metric), item[0]))
     return dict(ordered)

@@ -146,7 +146,7 @@ def test_the_p_value_of_every_exact_match_is_that_of_its_rows(page, results):
 def test_markdown_and_json_hold_the_tables_of_the_page(report, page):
     lines = shown_lines(page)
     text = (report / "report.md").read_text(encoding="utf-8")
-    in_markdown = [re.sub(r"\\(.)", r"\1", line).strip("| ").split(" | ") for line in text.splitlines()]
+    in_markdown = [re.sub(r"\\(.)|`", r"\1", line).strip("| ").split(" | ") for line in text.splitlines()]
     in_markdown = [
         (line[-1], dict(zip(COLUMNS, line[1:-1], strict=True)))
         for line in in_markdown

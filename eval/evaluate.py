@@ -269,11 +269,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def describe(found: dict[str, float]) -> str:
+def describe(found: dict[str, Any]) -> str:
     """One line for a compared exact match, never a mean alone."""
     return (
         f"exact match {found['base']:.3f} -> {found['tuned']:.3f}, difference {found['difference']:+.3f} "
-        f"[{found['low']:+.3f}, {found['high']:+.3f}], n = {found['n']}"
+        f"[{found['low']:+.3f}, {found['high']:+.3f}], n = {found['n']}: {found['verdict']}"
     )
 
 

@@ -279,7 +279,10 @@ def test_the_command_prints_interval_and_rows(run_folder, tmp_path, capsys):
     )
     assert main(["--config", str(file), "eval.max_rows_per_task=2"]) == 0
     out = capsys.readouterr().out
-    assert "target   exact match 0.000 -> 0.000, difference +0.000 [+0.000, +0.000], n = 4" in out
+    assert (
+        "target   exact match 0.000 -> 0.000, difference +0.000 [+0.000, +0.000], n = 4: too few rows to tell"
+        in out
+    )
     assert "n = 2" in out
 
 

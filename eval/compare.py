@@ -1,8 +1,15 @@
-"""Paired bootstrap: how sure is the difference between two systems that answered the same rows?
+"""How sure is the difference between two systems that answered the same rows? Its interval and its p value.
 
 Every metric here is a function of sums over rows (a mean, total bits over total bytes, chrF++ over summed
-n-gram counts), so one resampling serves all: draw rows with replacement once, sum both systems over them,
-take the difference. Axes: N rows, R resamples, C summed columns.
+n-gram counts), so one resampling serves all. Axes: N rows, R resamples, C summed columns.
+
+- The interval is the paired bootstrap's: draw rows with replacement, sum both systems over them, subtract.
+- The p value is of "which system gave which answer does not matter": McNemar's test where an answer is right
+  or wrong, else randomisation, where each row's two answers change places or not. With two outcomes a row,
+  McNemar's exact test is all those changes counted, so that both ask the same.
+- `p_bootstrap` is what sacrebleu's paired bootstrap gives, for comparison with published numbers. It decides
+  nothing here: it counts one tail of a two-sided question, and few rows make it bolder still (Riezler and
+  Maxwell 2005; `tests/test_significance.py` shows it on differences that are nothing but chance).
 """
 
 from collections.abc import Callable
@@ -10,12 +17,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from eval.significance import MOST_EXACT_ROWS, mcnemar_p
+
 CONFIDENCE_PERCENT = 95.0
 CELLS_AT_ONCE = 4_000_000  # row counts held in memory at a time (32 MB as float64)
+# One rounding error must not tell two differences apart that are the same.
+SAME_DIFFERENCE = 1 - 1e-9
 
 
 class PairedDifference(NamedTuple):
-    """Base and tuned score, tuned minus base, its 95 % percentile interval, and the number of rows."""
+    """Base and tuned score, tuned minus base, its 95 % percentile interval, rows, and p values."""
 
     base: float
     tuned: float
@@ -23,6 +34,9 @@ class PairedDifference(NamedTuple):
     low: float
     high: float
     n: int
+    p: float  # two-sided, of `test`
+    test: str  # mcnemar exact, mcnemar corrected or paired randomisation
+    p_bootstrap: float  # as sacrebleu
 
 
 def paired_bootstrap(
@@ -74,7 +88,76 @@ def paired_bootstrap_of_sums(
     differences_R = _resampled_differences(base_NC, tuned_NC, score, n_resamples, seed)
     tail = (100 - CONFIDENCE_PERCENT) / 2
     low, high = np.percentile(differences_R, [tail, 100 - tail])
-    return PairedDifference(base, tuned, tuned - base, float(low), float(high), len(base_NC))
+    p, test = _p_and_test(base_NC, tuned_NC, score, n_resamples, seed)
+    return PairedDifference(
+        base,
+        tuned,
+        tuned - base,
+        float(low),
+        float(high),
+        len(base_NC),
+        p,
+        test,
+        bootstrap_p(differences_R, tuned - base),
+    )
+
+
+def bootstrap_p(differences_R: np.ndarray, difference: float) -> float:
+    """p of sacrebleu's paired bootstrap (as Moses did it) from resampled differences; read the module first.
+
+    Source: `sacrebleu.significance._paired_bs_test`: sizes of the differences, moved by their mean.
+    """
+    sizes_R = np.abs(differences_R)
+    n_larger = int((sizes_R - sizes_R.mean() > abs(difference)).sum())
+    return (n_larger + 1) / (len(sizes_R) + 1)
+
+
+def randomisation_p(
+    base_NC: np.ndarray,
+    tuned_NC: np.ndarray,
+    score: Callable[[np.ndarray], np.ndarray],
+    n_resamples: int,
+    seed: int,
+) -> float:
+    """Two-sided p of the paired approximate randomisation test, at least 1 / (n_resamples + 1).
+
+    The share of draws, the observed one among them, that are at least as far apart. A draw as far apart
+    counts: without that, two rows would be enough to find a difference.
+
+    Source: Noreen 1989, "Computer-intensive methods for testing hypotheses"; the draws are sacrebleu's.
+    """
+    generator = np.random.default_rng(seed)
+    base_C, tuned_C = base_NC.sum(axis=0), tuned_NC.sum(axis=0)
+    gained_NC = tuned_NC - base_NC
+    observed = abs(float((score(tuned_C[None]) - score(base_C[None]))[0]))
+    n_rows, n_as_far = len(base_NC), 0
+    n_at_once = max(
+        32, CELLS_AT_ONCE // n_rows // 32 * 32
+    )  # numpy draws 32 bits, and drops what is left over
+    for start in range(0, n_resamples, n_at_once):
+        n_now = min(n_at_once, n_resamples - start)
+        changed_RN = generator.integers(2, size=(n_now, n_rows), dtype=bool)
+        moved_RC = changed_RN.astype(np.float64) @ gained_NC
+        sizes_R = np.abs(score(tuned_C - moved_RC) - score(base_C + moved_RC))
+        n_as_far += int((sizes_R >= observed * SAME_DIFFERENCE).sum())
+    return (n_as_far + 1) / (n_resamples + 1)
+
+
+def _p_and_test(
+    base_NC: np.ndarray,
+    tuned_NC: np.ndarray,
+    score: Callable[[np.ndarray], np.ndarray],
+    n_resamples: int,
+    seed: int,
+) -> tuple[float, str]:
+    """McNemar's test where every row is right or wrong and counts once, else randomisation."""
+    both = np.concatenate([base_NC, tuned_NC])
+    if score is ratio_of_sums and (both[:, 1] == 1).all() and np.isin(both[:, 0], (0, 1)).all():
+        gained_N = tuned_NC[:, 0] - base_NC[:, 0]
+        n_lost, n_gained = int((gained_N < 0).sum()), int((gained_N > 0).sum())
+        exact = n_lost + n_gained <= MOST_EXACT_ROWS
+        return mcnemar_p(n_lost, n_gained, exact), "mcnemar exact" if exact else "mcnemar corrected"
+    return randomisation_p(base_NC, tuned_NC, score, n_resamples, seed), "paired randomisation"
 
 
 def _resampled_differences(

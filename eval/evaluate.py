@@ -31,6 +31,7 @@ from eval.contestants.contestants import (
     other_result,
 )
 from eval.contestants.local_model import ask_base_and_tuned
+from eval.gate import check_gate, check_gate_languages
 from eval.generate import AnswerLoss
 from eval.metrics import (
     BitsPerByte,
@@ -40,6 +41,7 @@ from eval.metrics import (
     chrf_from_counts,
     in_memory,
 )
+from eval.significance import judge
 from finetune.adapters.adapter import load_adapter
 from finetune.config import RunConfig, config_from_arguments
 from finetune.eval_options import EvalConfig
@@ -114,7 +116,8 @@ def compare_answers(
     Returns:
         "rows": one dict each; "signatures": how chrF++ was computed; "metrics": for each metric "target" and
         "general" (None without rows), "by_language", "by_task" and "by_kind" (group, then name); a comparison
-        holds base, tuned, difference, low, high and n. A metric that one of the two has not is None.
+        holds base, tuned, difference, low, high, n, p, p_holm, test, p_bootstrap and verdict. A metric that
+        one of the two has not is None.
     """
     scores = score_answers(rows, base), score_answers(rows, tuned)
     known = [metric for metric in SCORES if all(metric in one.columns for one in scores)]
@@ -160,12 +163,14 @@ def evaluate_stage(config: RunConfig) -> Path:
     """Write `results.json` of a run and return its path.
 
     Raises:
-        UserError: no data, no adapter, one trained on other data or another model; no test rows.
+        UserError: no data, no adapter, one trained on other data or another model; no test rows, or none of a
+            language that the gate lists.
     """
     folder = Path(config.output)
     manifest = read_artefact(folder / "data" / "manifest.json", "dataset_manifest")
     test: list[Row] = [dict(row) for row in read_split(folder / "data", "test")]
     rows = cap_rows(test, config.eval.max_rows_per_task, config.seed)
+    check_gate_languages(config.eval.gate, *({row[key] for row in rows} for key in ("language", "group")))
     trained = read_artefact(folder / "adapter" / "train.json", "train_result")
     if trained["inputs"]["data"] != manifest["content_hash"]:
         # Its training rows may be among the test rows of today.
@@ -227,7 +232,7 @@ def _results(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`local-experts eval`: compare base and tuned, print the exact match of both."""
+    """`local-experts eval`: compare base and tuned, print the exact match of both, and ask the gate."""
     config = config_from_arguments(argv, "eval", "Compare base and tuned on the held-out rows of a run.")
     path = evaluate_stage(config)
     results = read_artefact(path, "eval_results")
@@ -242,14 +247,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if cost.get("amount") is not None:
             print(f"{name} cost {cost['amount']:.4f} {cost['currency']}")
     print(path)
+    check_gate(config)
     return 0
 
 
-def describe(found: dict[str, float]) -> str:
+def describe(found: dict[str, Any]) -> str:
     """One line for a compared exact match, never a mean alone."""
     return (
         f"exact match {found['base']:.3f} -> {found['tuned']:.3f}, difference {found['difference']:+.3f} "
-        f"[{found['low']:+.3f}, {found['high']:+.3f}], n = {found['n']}"
+        f"[{found['low']:+.3f}, {found['high']:+.3f}], n = {found['n']}: {found['verdict']}"
     )
 
 
@@ -284,7 +290,7 @@ def _compare_slices(
         for key in path[:-1]:
             place = place.setdefault(key, {})
         place[path[-1]] = found._asdict()
-    return table
+    return judge(table, metric)
 
 
 def _outcome(

@@ -7,7 +7,7 @@ told apart without colour. In the page the few colours below become CSS variable
 import base64
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,20 @@ def forgetting_figure(
     Args:
         found: slice name -> difference, low, high, in the order to draw from the top.
     """
+    return change_figure({"tuned minus base": list(found)}, found, label)
+
+
+def change_figure(
+    groups: Mapping[str, Collection[str]],
+    found: Mapping[str, Mapping[str, float]],
+    label: str = "change of exact match",
+) -> Figure:
+    """Tuned minus base of each slice with its 95 % interval, each group of slices with a mark of its own.
+
+    Args:
+        groups: name of a group (at most two) -> names of its slices.
+        found: slice name -> difference, low, high, in the order to draw from the top.
+    """
     with rc_context(STYLE):
         figure, axes = new_axes(height_inches=1.0 + 0.3 * len(found))
         y = np.arange(len(found))
@@ -80,7 +94,19 @@ def forgetting_figure(
         )
         axes.axvline(0, color=INK, linewidth=1)
         axes.hlines(y, low, high, color=TUNED, linewidth=5, alpha=0.35, label="95 % interval")
-        axes.plot(difference, y, "D", color=TUNED, markersize=5.5, label="tuned minus base")
+        marks: tuple[dict[str, Any], ...] = (
+            {"marker": "D", "color": TUNED, "markersize": 5.5},
+            {
+                "marker": "o",
+                "color": BASE,
+                "markersize": 7,
+                "markerfacecolor": "none",
+                "markeredgewidth": 1.6,
+            },
+        )
+        for (name, members), mark in zip(groups.items(), marks, strict=False):
+            of_group = np.array([slice_name in members for slice_name in found])
+            axes.plot(difference[of_group], y[of_group], linestyle="none", label=name, **mark)
         _name_rows(axes, list(found))
         reach = max(0.05, 1.15 * float(np.abs([low, high, difference]).max()))
         axes.set_xlim(-reach, reach)
@@ -116,6 +142,25 @@ def loss_figure(metrics: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_ylabel("loss (nats per token)")
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         legend_above(axes)
+        return figure
+
+
+def cost_figure(costs: Mapping[str, float], label: str) -> Figure:
+    """What each contestant's answers cost: a bar each, with its number.
+
+    Args:
+        costs: contestant -> seconds or money, in the order to draw from the top.
+        label: the unit.
+    """
+    with rc_context(STYLE):
+        figure, axes = new_axes(height_inches=0.8 + 0.3 * len(costs))
+        y, values = np.arange(len(costs)), np.array(list(costs.values()), dtype=float)
+        axes.barh(y, values, height=0.55, color=TUNED)
+        for place, value in zip(y, values, strict=True):
+            axes.annotate(f"{value:.3g}", (value, place), (4, 0), textcoords="offset points", va="center")
+        _name_rows(axes, list(costs))
+        axes.set_xlim(0, 1.2 * max(values.max(), 1e-9))
+        axes.set_xlabel(label)
         return figure
 
 
@@ -161,8 +206,11 @@ def small_png(figure: Figure, dpi: int = 72, n_colours: int = 32) -> bytes:
 
 
 def language_name(code: str) -> str:
-    """English name of a language, or its code when the project does not know it."""
-    return LANGUAGES[code].name if code in LANGUAGES else code
+    """English name of a language by its code or tag (ur, ks-Deva), or that when it is not known."""
+    language, _, script = code.partition("-")
+    if language not in LANGUAGES:
+        return code
+    return f"{LANGUAGES[language].name} ({script})" if script else LANGUAGES[language].name
 
 
 _KEYS = ("base", "tuned", "low", "high")

@@ -100,7 +100,9 @@ def base_entry(selected: Mapping[str, Any]) -> dict[str, Any]:
     """The plan that trains nothing: the base's score, and a difference of nothing by construction."""
     nothing = {"difference": 0.0, "low": 0.0, "high": 0.0}
     scores = {
-        group: None if found is None else {**found, "tuned": found["base"], **nothing}
+        group: None
+        if found is None
+        else {"base": found["base"], "tuned": found["base"], "n": found["n"], **nothing}
         for group, found in ((group, selected[group]) for group in GROUPS)
     }
     return {

@@ -1,6 +1,7 @@
-"""The report of a run: `report.json` for programs, and `report.html`, one file that needs nothing else.
+"""The report of a run: `report.html`, one file that needs nothing else, `report.md`, and `report.json`.
 
 Reads `results.json`, the routing profile and `adapter/` (plan, train result, metrics) of the run's folder.
+All three show the same tables, and each number names its place in `results.json`, where its rows are.
 
     local-experts report --config configs/runs/quickstart.yaml
 """
@@ -15,20 +16,32 @@ import numpy as np
 from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact, write_text
 from data_recipes.settings import settings_dict
 from eval.figures import language_name
+from eval.gate import gate_losses
 from eval.page import render_page
+from eval.report_markdown import render_markdown
+from eval.report_tables import as_json, result_tables
+from eval.samples import choose_samples, make_samples
+from eval.significance import GAIN, LOSS, NO_DIFFERENCE, TOO_FEW
 from finetune.config import RunConfig, config_from_arguments
+from finetune.eval_options import GateConfig
 from finetune.profiling.profile import read_profile
 
 METRICS = ("exact_match", "chrf", "bits_per_byte", "script_share")
 MAX_PAGE_BYTES = 2_000_000
+BOTH = ("base", "tuned")
+MOST_NAMED_LANGUAGES = 6  # in one sentence
 SMALL_MODEL_PARAMETERS = 1_000_000_000
 
 
 def build_report(
     config: RunConfig, results: Mapping[str, Any], plan: Mapping[str, Any], train: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Body of report.json: every metric, the finding in words, and what was trained."""
-    metrics = results["metrics"]
+    """Body of report.json: every metric, the finding in words, all tables, cost, and what was trained.
+
+    Raises:
+        UserError: the gate lists a language without rows.
+    """
+    metrics, costs = results["metrics"], results.get("cost") or {}
     slices = {
         by: {metric: metrics[metric][by] for metric in METRICS}
         for by in ("by_task", "by_language", "by_kind")
@@ -41,6 +54,9 @@ def build_report(
         **slices,
         "name": config.name,
         "finding": finding(metrics["exact_match"]),
+        "gate": gate_outcome(metrics, config.eval.gate),
+        "tables": as_json(result_tables(results)),
+        "cost": dict(sorted(costs.items(), key=lambda item: item[0] not in BOTH)),
         "model": {**results["settings"], "note": model_note(results["settings"])},
         "plan": plan_summary(plan),
         "training": {key: train[key] for key in _TRAINING}
@@ -52,21 +68,41 @@ def build_report(
 
 def finding(exact_match: Mapping[str, Any]) -> dict[str, str]:
     """One sentence for target and one for general rows, each with its interval and number of rows."""
+    changes = {
+        GAIN: "rose",
+        LOSS: "fell",
+        NO_DIFFERENCE: "did not change measurably:",
+        TOO_FEW: "shows no change that so few rows can tell from chance:",
+    }
     sentences = {}
     for group in ("target", "general"):
         found = exact_match[group]
         if found is None:
             sentences[group] = f"There are no held-out {group} rows, so nothing is known about them."
             continue
-        names = ", ".join(language_name(code) for code in exact_match["by_language"][group])
-        change = "did not change measurably:" if found["low"] <= 0 <= found["high"] else "rose"
-        change = "fell" if found["high"] < 0 else change
+        codes = exact_match["by_language"][group]
+        names = ", ".join(language_name(code) for code in codes)
+        names = names if len(codes) <= MOST_NAMED_LANGUAGES else f"{len(codes)} languages"
         sentences[group] = (
-            f"On {found['n']:,} held-out {group} rows ({names}) exact match {change} "
+            f"On {found['n']:,} held-out {group} rows ({names}) exact match {changes[found['verdict']]} "
             f"from {found['base']:.3f} to {found['tuned']:.3f}, difference {found['difference']:+.3f} "
             f"(95 % interval {found['low']:+.3f} to {found['high']:+.3f})."
         )
     return sentences
+
+
+def gate_outcome(metrics: Mapping[str, Any], gate: GateConfig | None) -> dict[str, Any] | None:
+    """What the forgetting gate found, language by language; None without one."""
+    if gate is None:
+        return None
+    losses = gate_losses(metrics, gate)
+    return {
+        "passed": not any(one.is_too_much for one in losses),
+        "metric": gate.metric,
+        "max_loss": gate.max_loss,
+        "by": gate.by,
+        "losses": [one._asdict() for one in losses],
+    }
 
 
 def model_note(settings: Mapping[str, Any]) -> str:
@@ -97,21 +133,8 @@ def plan_summary(plan: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def choose_examples(rows: Sequence[Mapping[str, Any]], n_per_task: int, seed: int) -> list[Mapping[str, Any]]:
-    """Rows to show, drawn by the seed, never by outcome: `n_per_task` of a target task, one of a general."""
-    order = np.random.default_rng(seed).permutation(len(rows)).tolist()
-    shown: dict[tuple[str, str], list[int]] = {}
-    for i in order:
-        key = rows[i]["group"], rows[i]["task"]
-        n_wanted = n_per_task if key[0] == "target" else min(1, n_per_task)
-        if len(shown.setdefault(key, [])) < n_wanted:
-            shown[key].append(i)
-    keys = sorted(shown, key=lambda key: (key[0] != "target", key[1]))
-    return [rows[i] for key in keys for i in sorted(shown[key])]
-
-
 def report_stage(config: RunConfig) -> Path:
-    """Write `report.json` and `report.html` of a run; returns the path of the page.
+    """Write `report.json`, `report.md` and `report.html` of a run; returns the path of the page.
 
     Raises:
         UserError: a result is missing, damaged or of another adapter, or the page would be too large.
@@ -139,23 +162,22 @@ def report_stage(config: RunConfig) -> Path:
     )
     inputs = {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
     report = build_report(config, results, plan, train)
-    page = render_page(
-        {**report, "inputs": inputs, "versions": results["versions"]},
-        examples=choose_examples(results["rows"], config.eval.samples, config.seed),
-        profile=profile,
-        plan=plan,
-        metrics=_read_metrics(adapter / "metrics.jsonl"),
-    )
+    shown = {**report, "inputs": inputs, "versions": results["versions"]}
+    tables = result_tables(results)
+    chosen = choose_samples(results["rows"], config.eval.samples, config.seed)
+    samples = make_samples(results, chosen)
+    page = render_page(shown, tables, samples, profile, plan, _read_metrics(adapter / "metrics.jsonl"))
     if len(page.encode("utf-8")) > MAX_PAGE_BYTES:
         raise UserError(f"report.html would be larger than {MAX_PAGE_BYTES:,} bytes: lower eval.samples")
     write_artefact(folder / "report.json", "report", inputs, report)
+    write_text(folder / "report.md", render_markdown(shown, tables, samples))
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`local-experts report`: write the report, print the finding and the path."""
-    config = config_from_arguments(argv, "report", "Write report.json and report.html of a run.")
+    config = config_from_arguments(argv, "report", "Write report.html, .md and .json of a run.")
     path = report_stage(config)
     found = read_artefact(path.with_suffix(".json"), "report")["finding"]
     print(f"{found['target']}\n{found['general']}\n{path}")

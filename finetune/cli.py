@@ -1,8 +1,8 @@
 """The command line: `local-experts <stage> ...` finds the stage's module by name and calls its `main(argv)`.
 
 Imports no torch itself, and reads a stage's config before it imports the stage: `--help` and a config error
-answer in a fraction of a second. Exit codes: 0 done, 2 a problem the user can solve, 130 interrupted, 75
-stopped by SIGTERM and to be started again.
+answer in a fraction of a second. Exit codes: 0 done, 2 a problem the user can solve, 3 more was forgotten
+than `eval.gate` allows, 130 interrupted, 75 stopped by SIGTERM and to be started again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import NamedTuple
 from data_recipes.artefact import UserError, is_disk_full
 from finetune.checkpoints.stop_signals import Stopped
 from finetune.config import config_from_arguments
+from finetune.eval_options import GATE_EXIT_CODE, GateFailed
 
 
 class Stage(NamedTuple):
@@ -36,7 +37,7 @@ STAGES = {
     "select": Stage("finetune.selecting.selection", "choose the experts to tune", False),
     "train": Stage("finetune.train", "train LoRA on the chosen experts"),
     "eval": Stage("eval.evaluate", "compare base and tuned on held-out rows"),
-    "report": Stage("eval.report", "write report.json and report.html"),
+    "report": Stage("eval.report", "write report.html, report.md and report.json"),
     "ablate": Stage("eval.ablate", "the run with chosen, random, all and no experts trained", False),
     "export": Stage(
         "finetune.exporting.export", "write an adapter for PEFT, vLLM, SGLang, or merge it", False
@@ -58,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run_stage(arguments)
     except UserError as error:
         return _complain(str(error))
+    except GateFailed as failed:
+        print(failed, file=sys.stderr)
+        return GATE_EXIT_CODE
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code

@@ -25,7 +25,7 @@ from finetune.checkpoints.stop_signals import EXIT_CODES, Stopped
 from finetune.config import RunConfig
 
 LAUNCHED = "LOCAL_EXPERTS_LAUNCHED"  # in the environment of the processes started here
-LOST_EXIT_CODE = 3  # of a process that lost another one: it leaves the telling to this module
+LOST_EXIT_CODE = 4  # of a process that lost another one: it leaves the telling to this module
 STAGE_MODULES = {"profile": "finetune.profiling.routing", "train": "finetune.train"}
 
 

@@ -170,7 +170,8 @@ def eval_inputs(config: RunConfig) -> dict[str, str]:
         "adapter": sha256_folder(Path(config.output) / "adapter"),
         "data": data_hash(config),
         "base": base_hash(config.base),
-        "eval": part_hash(config.eval),
+        # What may be forgotten changes nothing of what is answered.
+        "eval": part_hash(replace(config.eval, gate=None)),
         **contestant_hashes(config),
     }
 
@@ -226,7 +227,7 @@ STAGES = (
     Stage("select", ("plan.json",), select_inputs),
     Stage("train", ("adapter",), train_inputs),
     Stage("eval", ("results.json",), eval_inputs),
-    Stage("report", ("report.json", "report.html"), report_inputs),
+    Stage("report", ("report.json", "report.html", "report.md"), report_inputs),
 )
 
 
@@ -286,7 +287,10 @@ def result_table(report: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`local-experts run CONFIG [key=value ...]`: run all stages, print the result and the report's path."""
+    """`local-experts run CONFIG [key=value ...]`: run all stages, print the result and the report's path.
+
+    Raises: GateFailed when more was forgotten than `eval.gate` allows; all is written then.
+    """
     purpose = "from a recipe to a report; stages whose inputs did not change are kept"
     parser = argparse.ArgumentParser(prog="local-experts run", description=purpose, allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG", help="as configs/runs/quickstart.yaml")
@@ -297,4 +301,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     print()
     print(result_table(json.loads(report.with_suffix(".json").read_text(encoding="utf-8"))))
     print(f"\nreport: {report}")
+    _late("eval.gate", "check_gate")(config)
     return 0

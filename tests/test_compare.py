@@ -58,7 +58,7 @@ def test_identical_systems_differ_by_exactly_nothing():
 def test_two_rows_by_hand():
     # Drawing 2 of 2 rows gives 0 with probability 1/4, 1/2 with 1/2, 1 with 1/4: 95 % lie in [0, 1].
     result = paired_bootstrap(np.array([0.0, 1.0]), np.array([1.0, 1.0]), 4000, seed=0)
-    assert result == (0.5, 1.0, 0.5, 0.0, 1.0, 2)
+    assert result[:6] == (0.5, 1.0, 0.5, 0.0, 1.0, 2)
 
 
 def test_interval_is_that_of_all_3125_possible_draws_of_five_rows():

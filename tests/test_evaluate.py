@@ -12,12 +12,14 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from data_recipes.artefact import UserError, read_artefact, write_artefact
+from data_recipes.settings import settings_dict
 from data_recipes.tasks import TASKS
 from eval.evaluate import Answers, cap_rows, compare_answers, evaluate_rows, evaluate_stage, main
 from eval.generate import AnswerLoss, answer_nll, generate_answers
+from finetune import cli
 from finetune.adapters.adapter import adapter_parameters, attach, save_adapter
 from finetune.config import BaseConfig, DataConfig, LoraConfig, RunConfig
-from finetune.eval_options import EvalConfig
+from finetune.eval_options import EvalConfig, GateConfig
 from finetune.model import load_model, model_fingerprint
 from finetune.training_options import TrainConfig
 
@@ -69,7 +71,15 @@ def test_every_slice_holds_what_was_answered():
     found = compare_answers(rows, base, tuned, 200, seed=0)["metrics"]
     exact = found["exact_match"]
     assert (exact["target"]["base"], exact["target"]["tuned"], exact["target"]["n"]) == (0.0, 0.9, 10)
-    assert exact["general"] == {"base": 1, "tuned": 1, "difference": 0, "low": 0, "high": 0, "n": 4}
+    assert exact["general"] == {
+        **dict.fromkeys(("base", "tuned", "p", "p_holm"), 1),
+        **dict.fromkeys(("difference", "low", "high"), 0),
+        "n": 4,
+        "test": "mcnemar exact",
+        "p_bootstrap": 1 / 201,
+        "verdict": "too few rows to tell",
+    }
+    assert (exact["target"]["p"], exact["target"]["verdict"]) == (2 / 2**9, "gain")
     assert exact["by_task"]["target"]["date"]["tuned"] == 1
     assert exact["by_task"]["target"]["rupees"]["difference"] == 0.75
     assert set(exact["by_task"]["general"]) == {"date"}
@@ -273,8 +283,27 @@ def test_the_command_prints_interval_and_rows(run_folder, tmp_path, capsys):
     )
     assert main(["--config", str(file), "eval.max_rows_per_task=2"]) == 0
     out = capsys.readouterr().out
-    assert "target   exact match 0.000 -> 0.000, difference +0.000 [+0.000, +0.000], n = 4" in out
+    assert (
+        "target   exact match 0.000 -> 0.000, difference +0.000 [+0.000, +0.000], n = 4: too few rows to tell"
+        in out
+    )
     assert "n = 2" in out
+
+
+def test_a_gate_on_a_language_that_is_not_asked_anything_is_an_error_before_anything_loads(run_folder):
+    gate = GateConfig(languages=("en", "hi"))
+    with pytest.raises(UserError, match="names 'hi', and no test row .* rows are en, ta"):
+        evaluate_stage(replace(run_folder, eval=replace(run_folder.eval, gate=gate)))
+    assert not (Path(run_folder.output) / "results.json").exists()
+
+
+def test_the_command_ends_at_the_gate_when_the_results_are_written(run_folder, tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(settings_dict(run_folder)))
+    gate = ["eval.gate.languages=[en]", "eval.gate.metric=bits_per_byte", "eval.gate.max_loss=0"]
+    assert cli.main(["eval", "--config", str(file), *gate]) == 3
+    assert "en: Bits per byte lost" in capsys.readouterr().err
+    assert (Path(run_folder.output) / "results.json").exists()
 
 
 def test_an_empty_test_split_is_an_error(run_folder):

@@ -1,6 +1,5 @@
 """The report of a made-up run: its sentences, a page without outside requests, its figures."""
 
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,109 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_up_profiles import made_up_profile
+from made_up_run import HOSTILE, LAYERS, N_EXPERTS, SETTINGS, made_up_results, write_run
 
-from data_recipes.artefact import UserError, read_artefact, sha256_file, write_artefact
+from data_recipes.artefact import UserError, read_artefact, write_artefact
 from data_recipes.publishing.page_frame import COLOURS, cut_text
-from eval.evaluate import Answers, compare_answers
-from eval.generate import AnswerLoss
-from eval.page import comparison_cells, verdict
-from eval.report import choose_examples, finding, main, model_note, report_stage
-from finetune.config import DataConfig, RunConfig
+from eval.page import comparison_cells
+from eval.report import finding, main, model_note, report_stage
+from eval.samples import choose_samples
 from finetune.profiling.profile import write_profile
-from finetune.training_options import TrainConfig
 
-HOSTILE = '</pre><script>alert("x")</script>'
 VOID = {"meta", "br", "path", "use", "rect", "image", "hr"}
+COMPARISON = {"base", "tuned", "difference", "low", "high", "n"}
+COMPARISON |= {"p", "p_holm", "p_bootstrap", "test", "verdict"}
 HEADER = {"kind", "schema", "inputs", "versions"}
-LAYERS, N_EXPERTS = [1, 2, 3], 8
-SETTINGS = {
-    "model": "tiny-glm",
-    "model_type": "glm_moe_dsa",
-    "n_parameters": 12_000_000,
-    "dtype": "float32",
-    "max_new_tokens": 64,
-    "max_rows_per_task": None,
-    "n_bootstrap": 200,
-    "confidence_percent": 95.0,
-    "seed": 0,
-}
-
-
-def made_up_rows():
-    rows = []
-    for group, language, script, answer in (
-        ("target", "ta", "Taml", "15 ஆகஸ்ட், 1947"),
-        ("target", "ur", "Arab", "15 اگست، 1947"),
-        ("general", "en", "Latn", "15 August 1947"),
-    ):
-        for number in range(12):
-            task, kind = ("date", "generalise") if number % 2 else ("unit", "remember")
-            rows.append(
-                {
-                    "id": f"{language}-{number}",
-                    "messages": [
-                        {"role": "user", "content": f"Question {number} <b>&amp;</b>"},
-                        {"role": "assistant", "content": answer},
-                    ],
-                    "language": language,
-                    "script": script,
-                    "group": group,
-                    "task": task,
-                    "kind": kind,
-                    "phrasing": 0,
-                    "value": json.dumps({"date": "1947-08-15"}),
-                    "checker": "date",
-                    "source": "made up",
-                }
-            )
-    return rows
-
-
-def made_up_results():
-    rows = made_up_rows()
-    expected = [row["messages"][-1]["content"] for row in rows]
-    n_bytes = np.array([len(text.encode()) for text in expected])
-    base = [text if row["group"] == "general" else HOSTILE for row, text in zip(rows, expected, strict=True)]
-    loss = AnswerLoss(n_bytes * 2.0, n_bytes), AnswerLoss(n_bytes * 0.5, n_bytes)
-    return compare_answers(rows, Answers(base, loss[0]), Answers(expected, loss[1]), 200, 0)
-
-
-def write_run(tmp_path):
-    """A finished run whose numbers are made up, down to every file the report reads."""
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    write_artefact(adapter / "adapter_config.json", "expert_adapter", {}, {"rank": 8})
-    inputs = {"adapter": sha256_file(adapter / "adapter_config.json")}
-    write_artefact(
-        tmp_path / "results.json", "eval_results", inputs, {**made_up_results(), "settings": SETTINGS}
-    )
-    generator = np.random.default_rng(0)
-    counts = {name: generator.poisson(100, (len(LAYERS), N_EXPERTS)) for name in ("ta", "ur", "en")}
-    write_profile(tmp_path / "profile.json", made_up_profile(counts, ["ta", "ur"], LAYERS), {})
-    plan = {
-        "method": "token_share",
-        "share": 0.5,
-        "seed": 0,
-        "n_experts": N_EXPERTS,
-        "experts": {"1": [0, 5], "2": [1], "3": [2, 3, 4]},
-        "borderline": {"2": [1, 6]},
-        "coverage": {"ta": {"1": 0.5, "2": 0.6, "3": 0.7}, "en": {"1": 0.2, "2": 0.2, "3": 0.2}},
-        "warnings": ["a warning of the plan"],
-    }
-    of_profile = {"profile": sha256_file(tmp_path / "profile.json")}
-    write_artefact(adapter / "plan.json", "expert_plan", of_profile, plan)
-    numbers = {"steps": 20, "seconds": 1.5, "tokens": 900, "first_loss": 3.0, "last_loss": 1.0}
-    numbers |= {"n_trainable": 1234, "tokens_per_s": 600.0}
-    write_artefact(adapter / "train.json", "train_result", {}, numbers)
-    lines = [{"step": step, "loss": 3 / step, "lr": 0.1} for step in range(1, 21)]
-    lines += [{"step": 20, "eval_loss_target": 0.5, "eval_loss_general": 0.2}]
-    (adapter / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return RunConfig(
-        name="made-up",
-        output=str(tmp_path),
-        data=DataConfig(recipe="none.yaml"),
-        train=TrainConfig(steps=20, learning_rate=0.1),
-    )
 
 
 @pytest.fixture
@@ -167,7 +76,7 @@ def test_report_json_holds_what_the_contract_names(finished):
     report = read_artefact(finished.with_suffix(".json"), "report")
     for metric in ("exact_match", "chrf", "bits_per_byte", "script_share"):
         for group in ("target", "general"):
-            assert set(report[metric][group]) == {"base", "tuned", "difference", "low", "high", "n"}
+            assert set(report[metric][group]) == COMPARISON
     assert report["exact_match"]["target"]["difference"] == 1
     assert report["exact_match"]["general"]["difference"] == 0
     assert set(report["by_task"]["exact_match"]["target"]) == {"date", "unit"}
@@ -207,14 +116,15 @@ def test_answers_are_shown_as_text_whatever_they_hold(page_text):
     assert "<script" not in page_text and "<b>" not in page_text
     assert HOSTILE in "".join(page.text)
     assert re.search(r"Question \d+ <b>&amp;</b>", "".join(page.text))
-    assert '<dd lang="ta" dir="auto">15 ஆகஸ்ட், 1947</dd>' in page_text
+    assert '<dd lang="ta-Taml" dir="ltr">15 ஆகஸ்ட், 1947</dd>' in page_text
+    assert '<dd lang="ur-Arab" dir="rtl">15 اگست، 1947</dd>' in page_text
     assert page_text.count("✗ wrong") == 6 and page_text.count("✓ right") == 6 + 2 * 2
 
 
 def test_figures_hold_no_indic_text_and_follow_the_theme(page_text):
     figures = re.findall(r"<svg.*?</svg>", page_text, flags=re.DOTALL)
-    # Gain by task and language, forgetting, loss; routing of both roles, difference, coverage, tree; and the
-    # two target languages apart.
+    # Change by language, gain by task, forgetting, loss; routing of both roles, difference, coverage, tree;
+    # and the two target languages apart.
     assert len(figures) == 4 + 5 + 2
     for svg in figures:
         assert re.findall(r"[\u0600-\u1cff]", svg) == []
@@ -226,8 +136,9 @@ def test_figures_hold_no_indic_text_and_follow_the_theme(page_text):
 
 
 def test_finding_says_direction_interval_and_rows():
-    def exact_match(low, high):
+    def exact_match(low, high, verdict):
         found = {
+            "verdict": verdict,
             "base": 0.25,
             "tuned": 0.5,
             "difference": (low + high) / 2,
@@ -237,15 +148,17 @@ def test_finding_says_direction_interval_and_rows():
         }
         return {"target": found, "general": None, "by_language": {"target": {"ta": found, "hi": found}}}
 
-    rose = finding(exact_match(0.2, 0.3))["target"]
+    rose = finding(exact_match(0.2, 0.3, "gain"))["target"]
     assert rose == (
         "On 1,200 held-out target rows (Tamil, Hindi) exact match rose from 0.250 to 0.500, "
         "difference +0.250 (95 % interval +0.200 to +0.300)."
     )
-    assert "fell from" in finding(exact_match(-0.3, -0.2))["target"]
-    assert "did not change measurably: from" in finding(exact_match(-0.1, 0.2))["target"]
-    assert "did not change measurably: from" in finding(exact_match(0.0, 0.0))["target"]
-    assert "no held-out general rows" in finding(exact_match(0.1, 0.2))["general"]
+    assert "fell from" in finding(exact_match(-0.3, -0.2, "loss"))["target"]
+    unseen = finding(exact_match(-0.01, 0.02, "no difference seen"))["target"]
+    assert "did not change measurably: from" in unseen
+    unclear = finding(exact_match(-0.1, 0.2, "too few rows to tell"))["target"]
+    assert "shows no change that so few rows can tell from chance: from" in unclear
+    assert "no held-out general rows" in finding(exact_match(0.1, 0.2, "gain"))["general"]
 
 
 def test_a_small_model_is_said_to_show_mechanics_only():
@@ -255,32 +168,20 @@ def test_a_small_model_is_said_to_show_mechanics_only():
     assert "30.5 B parameters" in large and "744" not in large
 
 
-def test_verdict_knows_that_fewer_bits_are_better():
-    up, down, unclear = {"low": 0.1, "high": 0.2}, {"low": -0.2, "high": -0.1}, {"low": -0.1, "high": 0.1}
-    assert [verdict(found, "exact_match") for found in (up, down, unclear)] == [
-        "better",
-        "worse",
-        "not clear",
-    ]
-    assert [verdict(found, "bits_per_byte") for found in (up, down, unclear)] == [
-        "worse",
-        "better",
-        "not clear",
-    ]
-
-
 def test_numbers_carry_sign_and_no_negative_zero():
     found = {"base": 0.5, "tuned": 0.4, "difference": -0.1, "low": -0.2, "high": -0.0001, "n": 1234}
     cells = comparison_cells(found, "exact_match")
     assert cells["difference"] == "\N{MINUS SIGN}0.100"
     assert cells["interval"] == "\N{MINUS SIGN}0.200 to 0.000"
-    assert cells["rows"] == "1,234"
+    assert (cells["rows"], cells["p"], cells["verdict"]) == ("1,234", "–", "not judged")
+    judged = comparison_cells({**found, "p_holm": 0.0004, "verdict": "loss"}, "exact_match")
+    assert (judged["p"], judged["verdict"], judged["class"]) == ("<0.001", "loss", "worse")
 
 
-def test_examples_are_drawn_by_the_seed_for_every_task():
+def test_samples_are_drawn_by_the_seed_for_every_task():
     rows = made_up_results()["rows"]
-    shown = choose_examples(rows, 2, seed=0)
-    assert [(row["group"], row["task"]) for row in shown] == [
+    shown = choose_samples(rows, 2, seed=0)
+    assert [(rows[i]["group"], rows[i]["task"]) for i in shown] == [
         ("target", "date"),
         ("target", "date"),
         ("target", "unit"),
@@ -288,9 +189,9 @@ def test_examples_are_drawn_by_the_seed_for_every_task():
         ("general", "date"),
         ("general", "unit"),
     ]
-    assert shown == choose_examples(rows, 2, seed=0)
-    assert any(choose_examples(rows, 2, seed=seed) != shown for seed in range(1, 5))
-    assert choose_examples(rows, 0, seed=0) == []
+    assert shown == choose_samples(rows, 2, seed=0)
+    assert any(choose_samples(rows, 2, seed=seed) != shown for seed in range(1, 5))
+    assert choose_samples(rows, 0, seed=0) == []
 
 
 def test_a_run_without_general_rows_has_a_report(run_folder):

@@ -85,6 +85,7 @@ class Pipeline:
         self.ran.append("report")
         write_json(Path(config.output) / "report.json", {})
         (Path(config.output) / "report.html").write_text("<p>")
+        (Path(config.output) / "report.md").write_text("#")
 
 
 @pytest.fixture
@@ -116,6 +117,7 @@ def test_a_second_run_keeps_everything_and_says_so(pipeline: Pipeline, capsys: p
         ("select.share=0.51", ["select", "report"]),  # the same plan comes out; the report shows the config
         ("lora.rank=2", ALL[3:]),
         ("eval.samples=1", ALL[4:]),
+        ("eval.gate.max_loss=0.1", ["report"]),  # the same answers; the report shows the config
         ("train.eval_every=7", ["train", "report"]),  # the same adapter comes out
         ("train.checkpoint.resume=changed", ["report"]),  # how a run is saved changes nothing of it
         ("data.overrides=[seed=9]", ["data", "report"]),  # the same rows come out
@@ -254,6 +256,7 @@ def test_main_ends_with_the_table_and_the_path_of_the_report(
     def report(config: RunConfig) -> None:
         write_json(Path(config.output) / "report.json", {"exact_match": {"target": score, "general": score}})
         (Path(config.output) / "report.html").write_text("<p>")
+        (Path(config.output) / "report.md").write_text("#")
 
     for name, function in {**pipeline.functions(), "report": report}.items():
         monkeypatch.setitem(STAGE_FUNCTIONS, name, function)

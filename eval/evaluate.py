@@ -34,6 +34,8 @@ from eval.metrics import (
     chrf_from_counts,
     in_memory,
 )
+from eval.tasks.results import evaluate_tasks
+from eval.tasks.rows import load_tasks
 from finetune.adapters.adapter import adapter_disabled, load_adapter
 from finetune.config import RunConfig, config_from_arguments
 from finetune.eval_options import EvalConfig
@@ -208,9 +210,11 @@ def evaluate_stage(config: RunConfig) -> Path:
     """Write `results.json` of a run and return its path.
 
     Raises:
-        UserError: no data, no adapter, one trained on other data or another model; no test rows.
+        UserError: a wrong task file; no data, no adapter, one trained on other data or another model; no test
+            rows.
     """
     folder = Path(config.output)
+    tasks = load_tasks(config.eval.tasks)
     manifest = read_artefact(folder / "data" / "manifest.json", "dataset_manifest")
     test: list[Row] = [dict(row) for row in read_split(folder / "data", "test")]
     rows = cap_rows(test, config.eval.max_rows_per_task, config.seed)
@@ -233,6 +237,8 @@ def evaluate_stage(config: RunConfig) -> Path:
     answers_path = Path(os.path.realpath(folder / BASE_ANSWERS))
     kept = KeptAnswers(answers_path, of_base | {"settings": sha256_json(settings)})
     results = evaluate_rows(model, tokenizer, rows, config.eval, config.seed, progress=True, kept=kept)
+    if tasks:
+        results["tasks"] = evaluate_tasks(model, tokenizer, tasks, config.eval, config.seed, progress=True)
     path = folder / "results.json"
     inputs = of_base | {"adapter": sha256_file(folder / "adapter" / "adapter_config.json")}
     settings = {

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 from data_recipes.artefact import UserError
 from data_recipes.chats.chat_template import stop_token_ids
-from finetune.batches import IGNORED_LABEL, collate, encode_rows
+from finetune.batches import IGNORED_LABEL, Example, collate, encode_rows
 from finetune.training.losses import token_losses
 
 
@@ -59,7 +59,6 @@ def generate_answers(
     return answers
 
 
-@torch.inference_mode()
 def answer_nll(
     model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], batch_size: int, progress: str | None = None
 ) -> AnswerLoss:
@@ -75,15 +74,23 @@ def answer_nll(
     if not n_bytes.all():
         raise UserError(f"row {rows[int(n_bytes.argmin())]['id']} has an empty answer: build the data again")
     examples = encode_rows(tokenizer, rows, sys.maxsize)
+    return AnswerLoss(labelled_nll(model, examples, batch_size, progress), n_bytes)
+
+
+@torch.inference_mode()
+def labelled_nll(
+    model: Any, examples: Sequence[Example], batch_size: int, progress: str | None = None
+) -> np.ndarray:
+    """How unlikely the model finds the labelled tokens of each example, in nats and all together, [N]."""
     tokens = [example.tokens for example in examples]
-    nll_nats = np.zeros(len(rows))
+    nll_nats = np.zeros(len(examples))
     for indices in _batches_by_length(tokens, batch_size, progress):
         batch = collate([examples[i] for i in indices], 0)  # padding is masked: any token will do
         losses = token_losses(model, batch, model.device).double().cpu()
         row_of_loss = (batch.labels[:, 1:] != IGNORED_LABEL).nonzero()[:, 0]
         sums_B = torch.zeros(len(indices), dtype=torch.float64).index_add_(0, row_of_loss, losses)
         nll_nats[indices] = sums_B.numpy()
-    return AnswerLoss(nll_nats, n_bytes)
+    return nll_nats
 
 
 def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:

@@ -67,6 +67,7 @@ def run(config: RunConfig, functions: Mapping[str, StageFunction] | None = None)
             f"profile.shard={config.profile.shard}: `run` needs a whole profile; make each shard with "
             "`local-experts profile`, and of all of them profile.json with `local-experts profile-merge`"
         )
+    _tasks_hash(config)  # a wrong task file is told before the training, not after it
     functions = functions or STAGE_FUNCTIONS
     seconds = {stage.name: run_stage(stage, config, functions[stage.name]) for stage in STAGES}
     print("seconds   " + ", ".join(f"{name} {spent:.0f}" for name, spent in seconds.items()))
@@ -171,7 +172,20 @@ def eval_inputs(config: RunConfig) -> dict[str, str]:
         "data": data_hash(config),
         "base": base_hash(config.base),
         "eval": part_hash(config.eval),
+        "tasks": _tasks_hash(config),
     }
+
+
+def _tasks_hash(config: RunConfig) -> str:
+    """Hash of the task files and their rows.
+
+    Raises: UserError that lists what is wrong in them.
+    """
+    return (
+        importlib.import_module("eval.tasks.rows").tasks_sha256(config.eval.tasks)
+        if config.eval.tasks
+        else ""
+    )
 
 
 def report_inputs(config: RunConfig) -> dict[str, str]:

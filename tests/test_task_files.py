@@ -42,7 +42,10 @@ def test_a_row_is_asked_with_the_columns_in_their_places(tmp_path):
 
 WRONG = [
     (HEAD + ROW + TEMPLATES, "checker = '': is missing: name one of row, reference, exact"),
-    (WHOLE + "metrics: []\n".replace("[]", "[chrff]"), "metrics = ('chrff',): unknown 'chrff': did you mean chrf"),
+    (
+        WHOLE + "metrics: []\n".replace("[]", "[chrff]"),
+        "metrics = ('chrff',): unknown 'chrff': did you mean chrf",
+    ),
     (WHOLE.replace("reference", "refrence"), "unknown 'refrence': did you mean reference"),
     (HEAD + ROW + TEMPLATES + "metrics: [exact_match]\n", "checker = '': exact_match needs one of"),
     (WHOLE.replace("language: hi", "language: ''"), "its language is empty"),
@@ -54,7 +57,10 @@ WRONG = [
     (WHOLE.replace("version: 1\n", "version: 0\n"), "version = 0: must be at least 1"),
     (WHOLE.replace("{country}?", "{country"), "columns stand in braces"),
     (WHOLE.replace("{country}?", "{country.x}"), "is no column's name"),
-    (WHOLE.replace("{country}?", "{city}"), "row 1: it has no column 'city'; its columns are country, capital"),
+    (
+        WHOLE.replace("{country}?", "{city}"),
+        "row 1: it has no column 'city'; its columns are country, capital",
+    ),
     (WHOLE.replace("नई दिल्ली", "''"), "row 1: its answer is empty"),
     (WHOLE.replace("answer: '{capital}'\n", ""), "answer = '': is missing"),
     (WHOLE + "format: json\n", "nothing looks at it: add format"),
@@ -79,7 +85,13 @@ def test_all_problems_of_all_files_come_together(tmp_path):
     other = written(tmp_path, HEAD + TEMPLATES, "other.yaml")
     with pytest.raises(UserError) as error:
         load_tasks([one, other])
-    for part in ("version = 0", "unknown 'nothing'", "other.yaml", "is missing: name one of row", "there are no rows"):
+    for part in (
+        "version = 0",
+        "unknown 'nothing'",
+        "other.yaml",
+        "is missing: name one of row",
+        "there are no rows",
+    ):
         assert part in str(error.value)
 
 
@@ -122,7 +134,10 @@ def test_each_wrong_line_of_a_file_is_named(tmp_path):
         load_tasks([written(tmp_path, WHOLE.replace(ROW, "rows: {file: rows.jsonl}\n"))])
 
 
-CHOICE = "name: c\nversion: 1\nkind: multiple_choice\nlanguage: en\nprompt: '{q}'\nchoices: answers\nright: right\n"
+CHOICE = (
+    "name: c\nversion: 1\nkind: multiple_choice\nlanguage: en\n"
+    "prompt: '{q}'\nchoices: answers\nright: right\n"
+)
 WRONG_CHOICES = [
     ("{q: x, answers: [a], right: a}", "two texts or more"),
     ("{q: x, answers: [a, a], right: a}", "two of its choices are the same"),

@@ -3,23 +3,19 @@
 Reads the harness' task files, its own or those of a local folder, and the datasets they name; writes nothing.
 Its model class is put around the model that is already loaded. Each document's values are paired, so that
 differences have intervals where a document has a number; what the harness makes of all documents stands under
-`aggregate`.
+`aggregate`. It counts the white space that a chat template ends with to each answer that it scores: its
+log-likelihoods are lower than those of our multiple choice, by the same for all answers of a question.
 """
 
-import contextlib
-import io
-import logging
 import math
-from collections.abc import Iterator
-from difflib import get_close_matches
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_recipes.artefact import UserError
 from eval.compare import paired_bootstrap_of_sums, ratio_of_sums
+from eval.tasks.harness_names import quiet, task_manager
 from eval.tasks.rows import Task
 from finetune.eval_options import EvalConfig
 
@@ -30,15 +26,14 @@ def harness_answers(model: Any, tokenizer: Any, task: Task, config: EvalConfig) 
     """Run one task of the harness on the model as it stands, and return the harness' own results.
 
     Raises:
-        UserError: it has no task of that name, or cannot load or run it.
+        UserError: it cannot load or run the task.
     """
     options = task.options.lm_eval
     assert options is not None
     from lm_eval.evaluator import simple_evaluate  # pyright: ignore[reportMissingImports]
     from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
-    manager = _task_manager(task.folder / options.folder if options.folder else None, options.task)
-    with _quiet():
+    with quiet():
         try:
             found = simple_evaluate(
                 model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=config.batch_size),
@@ -48,15 +43,15 @@ def harness_answers(model: Any, tokenizer: Any, task: Task, config: EvalConfig) 
                 bootstrap_iters=0,
                 apply_chat_template=True,
                 fewshot_as_multiturn=True,
-                task_manager=manager,
+                task_manager=task_manager(
+                    options.task, task.folder / options.folder if options.folder else None
+                ),
                 log_samples=True,
                 # Library functions do not seed globally; examples are drawn by a seed of their own.
                 random_seed=None,  # pyright: ignore[reportArgumentType]
                 numpy_random_seed=None,  # pyright: ignore[reportArgumentType]
                 torch_random_seed=None,  # pyright: ignore[reportArgumentType]
             )
-        except UserError:
-            raise
         except Exception as error:  # a dataset that is not there, a missing package of a task, a wrong file
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
@@ -98,34 +93,6 @@ def harness_result(
         },
         "rows": rows,
     }
-
-
-def _task_manager(folder: Path | None, name: str) -> Any:
-    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
-
-    with _quiet():
-        # Its own thousands of files are read only when the folder does not have the task.
-        manager = TaskManager(include_path=str(folder), include_defaults=False) if folder else TaskManager()
-        if folder and name not in manager.all_tasks:
-            manager = TaskManager(include_path=str(folder))
-    if name not in manager.all_tasks:
-        nearest = get_close_matches(name, manager.all_tasks, n=1)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise UserError(f"lm-evaluation-harness has no task {name!r}: {hint}`lm_eval ls tasks` lists them")
-    return manager
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The harness logs each of its steps, and prints some."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _paired_rows(base: dict[str, list[Any]], tuned: dict[str, list[Any]]) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from data_recipes.row_sources.lines import opened
 from data_recipes.row_sources.options import MAX_RECORD_BYTES
 from data_recipes.writing.written_forms import written_form
 from eval.tasks.formats import FORMATS, numbers_in
+from eval.tasks.harness_names import task_manager
 from eval.tasks.locale_questions import locale_rows
 from eval.tasks.task_file import TEMPLATES, HarnessOptions, RowsOptions, TaskFile, load_task_file, unknown
 from eval.tasks.template import fill
@@ -78,32 +78,24 @@ def tasks_sha256(entries: tuple[str, ...] | list[str]) -> str:
 def _load_task(entry: str) -> Task:
     if entry.startswith(HARNESS_ENTRY):
         name = entry.removeprefix(HARNESS_ENTRY)
-        _need_harness()
         options = TaskFile(name=name, version=1, kind="lm_eval", lm_eval=HarnessOptions(task=name))
         problems = options.problems()
         if problems:
             raise UserError("; ".join(problems))
+        task_manager(name, None)
         return Task(options, Path.cwd(), None)
     path = Path(entry)
     options = load_task_file(path)
     if options.rows is None:
         assert options.lm_eval is not None
-        _need_harness()
         folder = options.lm_eval.folder
         read = sha256_folder(allowed_path(folder, path.parent, [Path.cwd()])) if folder else ""
+        task_manager(options.lm_eval.task, path.parent / folder if folder else None)
         return Task(options, path.parent, sha256_file(path), [], read)
     raw, read, notes = _raw_rows(options, options.rows, path.parent)
     rows = _made_rows(options, raw)
     _refuse_needless(options, rows)
     return Task(options, path.parent, sha256_file(path), rows, read, notes)
-
-
-def _need_harness() -> None:
-    if find_spec("lm_eval") is None:
-        raise UserError(
-            "a task of lm-evaluation-harness needs the extra: pip install 'local-experts[lm-eval]', or leave "
-            "the task out"
-        )
 
 
 def _raw_rows(options: TaskFile, where: RowsOptions, folder: Path) -> tuple[list[Row], str, dict[str, Any]]:

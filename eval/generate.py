@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 from data_recipes.artefact import UserError
 from data_recipes.chats.chat_template import stop_token_ids
 from finetune.batches import IGNORED_LABEL, Example, collate, encode_rows
 from finetune.training.losses import token_losses
+
+ROUND_TOKENS = 8  # made for a batch before the rows whose answers have ended leave it
 
 
 class AnswerLoss(NamedTuple):
@@ -46,16 +48,48 @@ def generate_answers(
     Raises:
         UserError: the tokenizer has no stop token, so that no answer would end.
     """
-    settings = _greedy(model, tokenizer, max_new_tokens)
+    settings = _greedy(model, tokenizer)
     tokens = [_prompt_tokens(tokenizer, messages) for messages in prompts]
     answers = [""] * len(tokens)
     for indices in _batches_by_length(tokens, batch_size, progress):
         input_BT, mask_BT = _pad_left([tokens[i] for i in indices], settings.pad_token_id, model.device)
-        output_BT = model.generate(input_ids=input_BT, attention_mask=mask_BT, generation_config=settings)
-        for i, answer_T in zip(indices, output_BT[:, input_BT.shape[1] :].tolist(), strict=True):
-            answers[i] = tokenizer.decode(
-                _until_stop(answer_T, settings.eos_token_id), skip_special_tokens=True
-            ).strip()
+        made = _greedy_tokens(model, input_BT, mask_BT, settings, max_new_tokens)
+        for i, answer in zip(indices, made, strict=True):
+            answers[i] = tokenizer.decode(answer, skip_special_tokens=True).strip()
+    return answers
+
+
+def _greedy_tokens(
+    model: Any, input_BT: torch.Tensor, mask_BT: torch.Tensor, settings: GenerationConfig, max_new_tokens: int
+) -> list[list[int]]:
+    """The answer of each row, without its stop token.
+
+    `generate` computes a batch until its longest answer ends. Here it stops after every few tokens and goes
+    on, from the same cache, with the rows whose answers have not ended.
+    """
+    answers: list[list[int]] = [[] for _ in input_BT]
+    rows, has_ended, cache = list(range(len(answers))), set(), None
+    for n_before in range(0, max_new_tokens, ROUND_TOKENS):
+        settings.max_new_tokens = min(ROUND_TOKENS, max_new_tokens - n_before)
+        output = model.generate(
+            input_ids=input_BT, attention_mask=mask_BT, past_key_values=cache, generation_config=settings
+        )
+        new_BT, cache = output.sequences[:, input_BT.shape[1] :], output.past_key_values
+        for row, new_T in zip(rows, new_BT.tolist(), strict=True):
+            if row not in has_ended:
+                answer_T = _until_stop(new_T, settings.eos_token_id)
+                answers[row] += answer_T
+                has_ended |= {row} if len(answer_T) < len(new_T) else set()
+        if len(has_ended) == len(answers):
+            break
+        input_BT, mask_BT = output.sequences, torch.cat([mask_BT, torch.ones_like(new_BT)], dim=1)
+        if (
+            type(cache) is DynamicCache
+        ):  # one of a family's own (MiniMax) may keep rows where it cannot leave them
+            places = [place for place, row in enumerate(rows) if row not in has_ended]
+            chosen = torch.tensor(places, device=input_BT.device)
+            cache.reorder_cache(chosen)
+            rows, input_BT, mask_BT = [rows[place] for place in places], input_BT[chosen], mask_BT[chosen]
     return answers
 
 
@@ -93,7 +127,7 @@ def labelled_nll(
     return nll_nats
 
 
-def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
+def _greedy(model: Any, tokenizer: Any) -> GenerationConfig:
     """Greedy settings of our own: a checkpoint's generation_config may ask for sampling."""
     stops = stop_token_ids(model.generation_config, tokenizer)
     if not stops:
@@ -103,10 +137,10 @@ def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> GenerationConfig
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops)
     return GenerationConfig(
         do_sample=False,
-        max_new_tokens=max_new_tokens,
         eos_token_id=sorted(stops),
         pad_token_id=pad,
         use_cache=True,
+        return_dict_in_generate=True,
     )
 
 

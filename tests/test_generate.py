@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from tiny_families import FAMILIES, VOCABULARY, build_tiny_family, random_rows
+from transformers import GenerationConfig
 
 from data_recipes.artefact import UserError
-from eval.generate import answer_nll, generate_answers
+from eval.generate import _greedy_tokens, _pad_left, _until_stop, answer_nll, generate_answers
 
 QUESTIONS = ["ab", "a longer question, with words", "x", "தமிழ் நாள்", "what is 12 + 30?", "கி.மீ", "ii"]
 
@@ -52,6 +54,27 @@ def test_an_answer_ends_at_the_stop_token(model, tiny_tokenizer):
     expected = tiny_tokenizer.decode(free[: free.index(stop)], skip_special_tokens=True).strip()
     model.generation_config.eos_token_id = [stop]  # a checkpoint may name more stop tokens than its tokenizer
     assert generate_answers(model, tiny_tokenizer, [prompt], 1, 12) == [expected]
+
+
+@pytest.mark.parametrize("name", ["glm_moe_dsa", "gpt_oss", "nemotron_h", "minimax"])
+def test_rows_that_leave_a_batch_early_change_no_answer(name, monkeypatch):
+    # Full and sliding attention, states instead of keys, and a cache that rows cannot leave.
+    model = build_tiny_family(FAMILIES[name])
+    monkeypatch.setattr("eval.generate.ROUND_TOKENS", 3)
+    prompts = [row.tokens for row in random_rows([5, 9, 12, 7])]
+    input_BT, mask_BT = _pad_left(prompts, 0, model.device)
+    free = _greedy_tokens(model, input_BT, mask_BT, greedy_settings([VOCABULARY]), 14)  # never stops
+    stops = [free[0][2], free[2][7]]  # so that rows end in different rounds
+    whole = GenerationConfig(do_sample=False, max_new_tokens=14, eos_token_id=stops, pad_token_id=0)
+    output_BT = model.generate(input_ids=input_BT, attention_mask=mask_BT, generation_config=whole)
+    expected = [_until_stop(row, stops) for row in output_BT[:, 12:].tolist()]
+    assert len({len(answer) for answer in expected}) > 1
+    assert _greedy_tokens(model, input_BT, mask_BT, greedy_settings(stops), 14) == expected
+
+
+def greedy_settings(stops):
+    named = {"eos_token_id": stops, "pad_token_id": 0, "return_dict_in_generate": True}
+    return GenerationConfig(do_sample=False, **named)
 
 
 def test_generation_config_of_a_checkpoint_cannot_turn_sampling_on(model, tiny_tokenizer):

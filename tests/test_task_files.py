@@ -13,7 +13,7 @@ from data_recipes.languages import SCHEDULED
 from eval.tasks.checkers import is_right
 from eval.tasks.rows import load_tasks, tasks_sha256
 
-SHIPPED = sorted(Path("configs/eval").glob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parents[1] / "configs/eval").glob("*.yaml"))
 HEAD = "name: capitals\nversion: 1\nkind: generation\nlanguage: hi\n"
 ROW = "rows: {inline: [{country: भारत, capital: नई दिल्ली}]}\n"
 TEMPLATES = "prompt: '{country}?'\nanswer: '{capital}'\n"

@@ -25,7 +25,7 @@ from data_recipes.artefact import (
 from data_recipes.dataset import read_split
 from data_recipes.text import script_share
 from eval.compare import CONFIDENCE_PERCENT, paired_bootstrap_of_sums, ratio_of_sums
-from eval.generate import AnswerLoss, answer_nll, generate_answers
+from eval.generate import AnswerLoss, Asked, answers_and_losses, ask_rows
 from eval.metrics import (
     BitsPerByte,
     ChrfPlusPlus,
@@ -76,12 +76,18 @@ class Scores(NamedTuple):
 
 
 def answer_rows(
-    model: Any, tokenizer: Any, rows: Sequence[Row], config: EvalConfig, progress: str | None = None
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    config: EvalConfig,
+    progress: str | None = None,
+    asked: Asked | None = None,
 ) -> Answers:
-    """Answers and losses of the model as it stands, for dataset rows in their order."""
-    prompts = [row["messages"][:-1] for row in rows]
-    texts = generate_answers(model, tokenizer, prompts, config.batch_size, config.max_new_tokens, progress)
-    return Answers(texts, answer_nll(model, tokenizer, rows, config.batch_size))
+    """Answers and losses of the model as it stands, for dataset rows in their order; `asked` are their tokens."""
+    asked = asked or ask_rows(tokenizer, rows)
+    return Answers(
+        *answers_and_losses(model, tokenizer, asked, config.batch_size, config.max_new_tokens, progress)
+    )
 
 
 def write_answers(kept: KeptAnswers, rows: Sequence[Row], answers: Answers) -> None:
@@ -181,13 +187,14 @@ def evaluate_rows(
     """
     if not rows:
         raise UserError("no rows to evaluate: the test split is empty; raise the recipe's share of test rows")
+    asked = ask_rows(tokenizer, rows)
     base = read_answers(kept, rows) if kept else None
     if base is None:
         with adapter_disabled(model):
-            base = answer_rows(model, tokenizer, rows, config, "base " if progress else None)
+            base = answer_rows(model, tokenizer, rows, config, "base " if progress else None, asked)
         if kept:
             write_answers(kept, rows, base)
-    tuned = answer_rows(model, tokenizer, rows, config, "tuned" if progress else None)
+    tuned = answer_rows(model, tokenizer, rows, config, "tuned" if progress else None, asked)
     return compare_answers(rows, base, tuned, config.n_bootstrap, seed)
 
 

@@ -12,13 +12,23 @@ import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer
 
 from data_recipes.artefact import UserError
 from data_recipes.chats.chat_template import stop_token_ids
-from finetune.batches import IGNORED_LABEL, Example, collate, encode_rows
+from finetune.batches import IGNORED_LABEL, Batch, Example, collate, encode_rows
 from finetune.training.losses import token_losses
+from finetune.training.vocabulary_loss import chunk_length
 
 ROUND_TOKENS = 8  # made for a batch before the rows whose answers have ended leave it
+
+
+class Asked(NamedTuple):
+    """Rows as tokens: the questions up to where the assistant speaks, and all with the answer labelled."""
+
+    questions: list[list[int]]
+    examples: list[Example]
+    n_bytes: np.ndarray  # of the expected answer in UTF-8, [N]
 
 
 class AnswerLoss(NamedTuple):
@@ -48,8 +58,20 @@ def generate_answers(
     Raises:
         UserError: the tokenizer has no stop token, so that no answer would end.
     """
-    settings = _greedy(model, tokenizer)
     tokens = [_prompt_tokens(tokenizer, messages) for messages in prompts]
+    settings = _greedy(model, tokenizer)
+    return _answers(model, tokenizer, tokens, settings, batch_size, max_new_tokens, progress)
+
+
+def _answers(
+    model: Any,
+    tokenizer: Any,
+    tokens: Sequence[list[int]],
+    settings: GenerationConfig,
+    batch_size: int,
+    max_new_tokens: int,
+    progress: str | None,
+) -> list[str]:
     answers = [""] * len(tokens)
     for indices in _batches_by_length(tokens, batch_size, progress):
         input_BT, mask_BT = _pad_left([tokens[i] for i in indices], settings.pad_token_id, model.device)
@@ -60,15 +82,21 @@ def generate_answers(
 
 
 def _greedy_tokens(
-    model: Any, input_BT: torch.Tensor, mask_BT: torch.Tensor, settings: GenerationConfig, max_new_tokens: int
+    model: Any,
+    input_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    settings: GenerationConfig,
+    max_new_tokens: int,
+    cache: Any = None,
 ) -> list[list[int]]:
     """The answer of each row, without its stop token.
 
     `generate` computes a batch until its longest answer ends. Here it stops after every few tokens and goes
-    on, from the same cache, with the rows whose answers have not ended.
+    on, from the same cache, with the rows whose answers have not ended. A `cache` from before holds all of
+    the input but its last token.
     """
     answers: list[list[int]] = [[] for _ in input_BT]
-    rows, has_ended, cache = list(range(len(answers))), set(), None
+    rows, has_ended = list(range(len(answers))), set()
     for n_before in range(0, max_new_tokens, ROUND_TOKENS):
         settings.max_new_tokens = min(ROUND_TOKENS, max_new_tokens - n_before)
         output = model.generate(
@@ -104,11 +132,82 @@ def answer_nll(
     Raises:
         UserError: an empty answer, or as `encode_rows`: rows that must not be trained on.
     """
+    n_bytes = _answer_bytes(rows)
+    examples = encode_rows(tokenizer, rows, sys.maxsize)
+    return AnswerLoss(labelled_nll(model, examples, batch_size, progress), n_bytes)
+
+
+def _answer_bytes(rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    """UTF-8 bytes of each expected answer, [N]; UserError when one is empty."""
     n_bytes = np.array([len(row["messages"][-1]["content"].encode("utf-8")) for row in rows], dtype=np.int64)
     if not n_bytes.all():
         raise UserError(f"row {rows[int(n_bytes.argmin())]['id']} has an empty answer: build the data again")
-    examples = encode_rows(tokenizer, rows, sys.maxsize)
-    return AnswerLoss(labelled_nll(model, examples, batch_size, progress), n_bytes)
+    return n_bytes
+
+
+def ask_rows(tokenizer: Any, rows: Sequence[dict[str, Any]]) -> Asked:
+    """Rows as tokens, made once for all models with this tokenizer.
+
+    Args:
+        rows: dataset rows; `messages` ends with the assistant's turn.
+
+    Raises:
+        UserError: as `answer_nll`.
+    """
+    n_bytes = _answer_bytes(rows)
+    questions = [_prompt_tokens(tokenizer, row["messages"][:-1]) for row in rows]
+    return Asked(questions, encode_rows(tokenizer, rows, sys.maxsize), n_bytes)
+
+
+@torch.inference_mode()
+def answers_and_losses(
+    model: Any,
+    tokenizer: Any,
+    asked: Asked,
+    batch_size: int,
+    max_new_tokens: int,
+    progress: str | None = None,
+) -> tuple[list[str], AnswerLoss]:
+    """What `generate_answers` and `answer_nll` say of rows, with the questions read once for both.
+
+    The losses come first, as alone; answers go on from the keys that attention then keeps of the question. A
+    model that keeps something else is asked twice, and so is one whose tokenizer joins a question to its
+    answer.
+
+    Raises:
+        UserError: as `generate_answers`.
+    """
+    settings = _greedy(model, tokenizer)
+    if not (_is_prefix_of_each(asked) and _keeps_keys_alone(model)):
+        answers = _answers(model, tokenizer, asked.questions, settings, batch_size, max_new_tokens, progress)
+        return answers, AnswerLoss(labelled_nll(model, asked.examples, batch_size), asked.n_bytes)
+    answers, nll_nats = [""] * len(asked.questions), np.zeros(len(asked.questions))
+    for indices in _batches_by_length([example.tokens for example in asked.examples], batch_size, progress):
+        batch = collate([asked.examples[i] for i in indices], 0)  # padding is masked: any token will do
+        cache = DynamicCache(config=model.config)
+        nll_nats[indices] = _sums_of_losses(model, batch, cache)
+        last_B1 = torch.tensor([len(asked.questions[i]) - 1 for i in indices])[:, None]
+        # A question's last token is read again. Its keys and those of what follows are in the cache unseen.
+        is_seen_BT = torch.arange(batch.tokens.shape[1])[None] < last_B1
+        input_BT = torch.cat([batch.tokens, batch.tokens.gather(1, last_B1)], dim=1).to(model.device)
+        mask_BT = torch.cat([is_seen_BT, torch.ones_like(last_B1)], dim=1).long().to(model.device)
+        made = _greedy_tokens(model, input_BT, mask_BT, settings, max_new_tokens, cache)
+        for i, answer in zip(indices, made, strict=True):
+            answers[i] = tokenizer.decode(answer, skip_special_tokens=True).strip()
+    return answers, AnswerLoss(nll_nats, asked.n_bytes)
+
+
+def _is_prefix_of_each(asked: Asked) -> bool:
+    pairs = zip(asked.questions, asked.examples, strict=True)
+    return all(example.tokens[: len(question)] == question for question, example in pairs)
+
+
+def _keeps_keys_alone(model: Any) -> bool:
+    """Whether all that the model keeps of a text are keys and values that a mask can leave out."""
+    if model.config.get_text_config() is not model.config:
+        return False  # positions of text among images are the family's own
+    layers = DynamicCache(config=model.config).layers
+    return bool(layers) and all(type(layer) in (DynamicLayer, DynamicIndexedLayer) for layer in layers)
 
 
 @torch.inference_mode()
@@ -120,11 +219,18 @@ def labelled_nll(
     nll_nats = np.zeros(len(examples))
     for indices in _batches_by_length(tokens, batch_size, progress):
         batch = collate([examples[i] for i in indices], 0)  # padding is masked: any token will do
-        losses = token_losses(model, batch, model.device).double().cpu()
-        row_of_loss = (batch.labels[:, 1:] != IGNORED_LABEL).nonzero()[:, 0]
-        sums_B = torch.zeros(len(indices), dtype=torch.float64).index_add_(0, row_of_loss, losses)
-        nll_nats[indices] = sums_B.numpy()
+        nll_nats[indices] = _sums_of_losses(model, batch)
     return nll_nats
+
+
+def _sums_of_losses(model: Any, batch: Batch, cache: Any = None) -> np.ndarray:
+    """Each row's losses added up, [B]. Most tokens are of questions: only labelled ones get logits."""
+    n_chunk = chunk_length(model, "auto", sys.maxsize)
+    assert n_chunk is not None  # of so many positions
+    losses = token_losses(model, batch, model.device, n_chunk, cache).double().cpu()
+    row_of_loss = (batch.labels[:, 1:] != IGNORED_LABEL).nonzero()[:, 0]
+    sums_B = torch.zeros(len(batch.row_ids), dtype=torch.float64).index_add_(0, row_of_loss, losses)
+    return sums_B.numpy()
 
 
 def _greedy(model: Any, tokenizer: Any) -> GenerationConfig:

@@ -14,7 +14,7 @@ import numpy as np
 from data_recipes.text import script_share
 from data_recipes.writing.graphemes import graphemes, words
 from eval.compare import ratio_of_sums
-from eval.generate import AnswerLoss, answer_nll, generate_answers
+from eval.generate import AnswerLoss, answers_and_losses, ask_rows, generate_answers
 from eval.metrics import ChrfPlusPlus, chrf_from_counts, in_memory
 from eval.tasks.checkers import is_right
 from eval.tasks.fidelity import BY_SCRIPT, language_basis, script_fidelity
@@ -44,7 +44,7 @@ def answer_task(
     """Ask the model, as it stands, every row of a task that is not the harness' own.
 
     Raises:
-        UserError: as `generate_answers`, `answer_nll`, `choice_logprobs` and `text_bits`.
+        UserError: as `generate_answers`, `ask_rows`, `choice_logprobs` and `text_bits`.
     """
     options, rows, size = task.options, task.rows, config.batch_size
     if options.kind == "multiple_choice":
@@ -56,10 +56,11 @@ def answer_task(
     if options.kind == "fertility":
         return fertility_columns(tokenizer, [row["text"] for row in rows])
     n_new = options.max_new_tokens or config.max_new_tokens
+    if "bits_per_byte" in options.measured:
+        asked = ask_rows(tokenizer, rows)
+        return generation_columns(task, *answers_and_losses(model, tokenizer, asked, size, n_new, progress))
     prompts = [row["messages"][:-1] for row in rows]
-    answers = generate_answers(model, tokenizer, prompts, size, n_new, progress)
-    loss = answer_nll(model, tokenizer, rows, size) if "bits_per_byte" in options.measured else None
-    return generation_columns(task, answers, loss)
+    return generation_columns(task, generate_answers(model, tokenizer, prompts, size, n_new, progress), None)
 
 
 def generation_columns(task: Task, answers: Sequence[str], loss: AnswerLoss | None) -> Answered:

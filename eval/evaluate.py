@@ -83,7 +83,7 @@ def answer_rows(
     progress: str | None = None,
     asked: Asked | None = None,
 ) -> Answers:
-    """Answers and losses of the model as it stands, for dataset rows in their order; `asked` are their tokens."""
+    """Answers and losses of the model as it stands, for rows in their order; `asked` are their tokens."""
     asked = asked or ask_rows(tokenizer, rows)
     return Answers(
         *answers_and_losses(model, tokenizer, asked, config.batch_size, config.max_new_tokens, progress)

@@ -23,6 +23,13 @@ from finetune.training.vocabulary_loss import chunk_length
 ROUND_TOKENS = 8  # made for a batch before the rows whose answers have ended leave it
 
 
+class GeneratedAnswer(NamedTuple):
+    """An answer, and how many tokens the model made for it, with the one that it stopped at."""
+
+    text: str
+    n_tokens: int
+
+
 class Asked(NamedTuple):
     """Rows as tokens: the questions up to where the assistant speaks, and all with the answer labelled."""
 
@@ -58,27 +65,34 @@ def generate_answers(
     Raises:
         UserError: the tokenizer has no stop token, so that no answer would end.
     """
-    tokens = [_prompt_tokens(tokenizer, messages) for messages in prompts]
-    settings = _greedy(model, tokenizer)
-    return _answers(model, tokenizer, tokens, settings, batch_size, max_new_tokens, progress)
+    settings = greedy(model, tokenizer)
+    tokens = [prompt_tokens(tokenizer, messages) for messages in prompts]
+    answers = [""] * len(tokens)
+    for indices in batches_by_length(tokens, batch_size, progress):
+        batch = [tokens[i] for i in indices]
+        made = generate_batch(model, tokenizer, batch, settings, max_new_tokens)
+        for i, answer in zip(indices, made, strict=True):
+            answers[i] = answer.text
+    return answers
 
 
-def _answers(
+@torch.inference_mode()
+def generate_batch(
     model: Any,
     tokenizer: Any,
-    tokens: Sequence[list[int]],
+    prompts: Sequence[Sequence[int]],
     settings: GenerationConfig,
-    batch_size: int,
     max_new_tokens: int,
-    progress: str | None,
-) -> list[str]:
-    answers = [""] * len(tokens)
-    for indices in _batches_by_length(tokens, batch_size, progress):
-        input_BT, mask_BT = _pad_left([tokens[i] for i in indices], settings.pad_token_id, model.device)
-        made = _greedy_tokens(model, input_BT, mask_BT, settings, max_new_tokens)
-        for i, answer in zip(indices, made, strict=True):
-            answers[i] = tokenizer.decode(answer, skip_special_tokens=True).strip()
-    return answers
+) -> list[GeneratedAnswer]:
+    """Answers to the tokens of a few prompts at once, in their order; `settings` are those of `greedy`."""
+    input_BT, mask_BT = _pad_left(prompts, settings.pad_token_id, model.device)
+    made = _greedy_tokens(model, input_BT, mask_BT, settings, max_new_tokens)
+    return [_as_answer(tokenizer, tokens, max_new_tokens) for tokens in made]
+
+
+def _as_answer(tokenizer: Any, tokens: list[int], max_new_tokens: int) -> GeneratedAnswer:
+    text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    return GeneratedAnswer(text, len(tokens) + (len(tokens) < max_new_tokens))
 
 
 def _greedy_tokens(
@@ -111,11 +125,9 @@ def _greedy_tokens(
         if len(has_ended) == len(answers):
             break
         input_BT, mask_BT = output.sequences, torch.cat([mask_BT, torch.ones_like(new_BT)], dim=1)
-        if (
-            type(cache) is DynamicCache
-        ):  # one of a family's own (MiniMax) may keep rows where it cannot leave them
+        if type(cache) is DynamicCache:  # a family's own, as MiniMax', may not let rows go
             places = [place for place, row in enumerate(rows) if row not in has_ended]
-            chosen = torch.tensor(places, device=input_BT.device)
+            chosen: Any = torch.tensor(places, device=input_BT.device)
             cache.reorder_cache(chosen)
             rows, input_BT, mask_BT = [rows[place] for place in places], input_BT[chosen], mask_BT[chosen]
     return answers
@@ -155,11 +167,10 @@ def ask_rows(tokenizer: Any, rows: Sequence[dict[str, Any]]) -> Asked:
         UserError: as `answer_nll`.
     """
     n_bytes = _answer_bytes(rows)
-    questions = [_prompt_tokens(tokenizer, row["messages"][:-1]) for row in rows]
+    questions = [prompt_tokens(tokenizer, row["messages"][:-1]) for row in rows]
     return Asked(questions, encode_rows(tokenizer, rows, sys.maxsize), n_bytes)
 
 
-@torch.inference_mode()
 def answers_and_losses(
     model: Any,
     tokenizer: Any,
@@ -168,33 +179,63 @@ def answers_and_losses(
     max_new_tokens: int,
     progress: str | None = None,
 ) -> tuple[list[str], AnswerLoss]:
-    """What `generate_answers` and `answer_nll` say of rows, with the questions read once for both.
-
-    The losses come first, as alone; answers go on from the keys that attention then keeps of the question. A
-    model that keeps something else is asked twice, and so is one whose tokenizer joins a question to its
-    answer.
+    """What `generate_answers` and `answer_nll` say of rows, with the questions read once where they can be.
 
     Raises:
         UserError: as `generate_answers`.
     """
-    settings = _greedy(model, tokenizer)
-    if not (_is_prefix_of_each(asked) and _keeps_keys_alone(model)):
-        answers = _answers(model, tokenizer, asked.questions, settings, batch_size, max_new_tokens, progress)
-        return answers, AnswerLoss(labelled_nll(model, asked.examples, batch_size), asked.n_bytes)
+    settings, is_read_once = greedy(model, tokenizer), reads_once(model, asked)
     answers, nll_nats = [""] * len(asked.questions), np.zeros(len(asked.questions))
-    for indices in _batches_by_length([example.tokens for example in asked.examples], batch_size, progress):
-        batch = collate([asked.examples[i] for i in indices], 0)  # padding is masked: any token will do
-        cache = DynamicCache(config=model.config)
-        nll_nats[indices] = _sums_of_losses(model, batch, cache)
-        last_B1 = torch.tensor([len(asked.questions[i]) - 1 for i in indices])[:, None]
-        # A question's last token is read again. Its keys and those of what follows are in the cache unseen.
-        is_seen_BT = torch.arange(batch.tokens.shape[1])[None] < last_B1
-        input_BT = torch.cat([batch.tokens, batch.tokens.gather(1, last_B1)], dim=1).to(model.device)
-        mask_BT = torch.cat([is_seen_BT, torch.ones_like(last_B1)], dim=1).long().to(model.device)
-        made = _greedy_tokens(model, input_BT, mask_BT, settings, max_new_tokens, cache)
+    tokens = [example.tokens for example in asked.examples]
+    for indices in batches_by_length(tokens, batch_size, progress):
+        batch = Asked(*([of_rows[i] for i in indices] for of_rows in asked[:2]), asked.n_bytes[indices])
+        made, nll_nats[indices] = answer_batch(
+            model, tokenizer, batch, settings, max_new_tokens, is_read_once
+        )
         for i, answer in zip(indices, made, strict=True):
-            answers[i] = tokenizer.decode(answer, skip_special_tokens=True).strip()
+            answers[i] = answer.text
     return answers, AnswerLoss(nll_nats, asked.n_bytes)
+
+
+@torch.inference_mode()
+def answer_batch(
+    model: Any,
+    tokenizer: Any,
+    asked: Asked,
+    settings: GenerationConfig,
+    max_new_tokens: int,
+    is_read_once: bool,
+) -> tuple[list[GeneratedAnswer], np.ndarray]:
+    """Answers to a few rows at once and the losses of the expected ones in nats, [B], in their order.
+
+    The losses come first, as alone; answers go on from the keys that attention then keeps of the question.
+
+    Args:
+        settings: those of `greedy`.
+        is_read_once: `reads_once` of all rows; each question is read twice without it.
+    """
+    batch = collate(asked.examples, 0)  # padding is masked: any token will do
+    if not is_read_once:
+        answers = generate_batch(model, tokenizer, asked.questions, settings, max_new_tokens)
+        return answers, _sums_of_losses(model, batch)
+    cache = DynamicCache(config=model.config)
+    nll_nats = _sums_of_losses(model, batch, cache)
+    last_B1 = torch.tensor([len(question) - 1 for question in asked.questions])[:, None]
+    # A question's last token is read again. Its keys and those of what follows are in the cache unseen.
+    is_seen_BT = torch.arange(batch.tokens.shape[1])[None] < last_B1
+    input_BT = torch.cat([batch.tokens, batch.tokens.gather(1, last_B1)], dim=1).to(model.device)
+    mask_BT = torch.cat([is_seen_BT, torch.ones_like(last_B1)], dim=1).long().to(model.device)
+    made = _greedy_tokens(model, input_BT, mask_BT, settings, max_new_tokens, cache)
+    return [_as_answer(tokenizer, tokens, max_new_tokens) for tokens in made], nll_nats
+
+
+def reads_once(model: Any, asked: Asked) -> bool:
+    """Whether a question need be read only once, for its answer and for the loss of the expected one.
+
+    Not by a model that keeps something else of a text than keys, nor where a tokenizer joins the end of a
+    question to its answer.
+    """
+    return _keeps_keys_alone(model) and _is_prefix_of_each(asked)
 
 
 def _is_prefix_of_each(asked: Asked) -> bool:
@@ -217,7 +258,7 @@ def labelled_nll(
     """How unlikely the model finds the labelled tokens of each example, in nats and all together, [N]."""
     tokens = [example.tokens for example in examples]
     nll_nats = np.zeros(len(examples))
-    for indices in _batches_by_length(tokens, batch_size, progress):
+    for indices in batches_by_length(tokens, batch_size, progress):
         batch = collate([examples[i] for i in indices], 0)  # padding is masked: any token will do
         nll_nats[indices] = _sums_of_losses(model, batch)
     return nll_nats
@@ -233,8 +274,12 @@ def _sums_of_losses(model: Any, batch: Batch, cache: Any = None) -> np.ndarray:
     return sums_B.numpy()
 
 
-def _greedy(model: Any, tokenizer: Any) -> GenerationConfig:
-    """Greedy settings of our own: a checkpoint's generation_config may ask for sampling."""
+def greedy(model: Any, tokenizer: Any) -> GenerationConfig:
+    """Greedy settings of our own: a checkpoint's generation_config may ask for sampling.
+
+    Raises:
+        UserError: neither model nor tokenizer names a stop token.
+    """
     stops = stop_token_ids(model.generation_config, tokenizer)
     if not stops:
         raise UserError(
@@ -250,14 +295,15 @@ def _greedy(model: Any, tokenizer: Any) -> GenerationConfig:
     )
 
 
-def _prompt_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+def prompt_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    """The tokens of a question, with those that open the assistant's turn."""
     encoded = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True
     )
     return list(encoded["input_ids"])
 
 
-def _batches_by_length(
+def batches_by_length(
     tokens: Sequence[Sequence[int]], batch_size: int, progress: str | None
 ) -> Iterator[list[int]]:
     """Row indices, longest rows first: what does not fit into memory fails at once."""

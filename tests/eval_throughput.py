@@ -48,7 +48,7 @@ def with_adapter(model):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--rows", type=int, default=10_000, help="the first so many; all by default")
     parser.add_argument("--one-by-one", type=int, default=32, help="rows that are answered one by one")
     parser.add_argument("--repeats", type=int, default=3)

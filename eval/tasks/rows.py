@@ -210,17 +210,16 @@ def _asked(options: TaskFile, values: Row) -> list[dict[str, str]]:
 
 def _choices(options: TaskFile, values: Row) -> Row:
     """The answers to choose from, and the number of the right one."""
-    choices = values.get(options.choices or "choices")
-    right = values.get(options.right or "right")
-    is_list = isinstance(choices, list) and len(choices) > 1
-    if not is_list or not all(isinstance(choice, str) and choice.strip() for choice in choices):
+    choices, right = values.get(options.choices or "choices"), values.get(options.right or "right")
+    texts = choices if isinstance(choices, list) and len(choices) > 1 else [""]
+    if not all(isinstance(choice, str) and choice.strip() for choice in texts):
         raise ValueError(f"its choices must be a list of two texts or more, and are {choices!r}")
-    if len(set(choices)) < len(choices):
-        raise ValueError(f"two of its choices are the same: {choices!r}")
-    number = choices.index(right) if right in choices else right
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(choices):
-        raise ValueError(f"its right answer {right!r} is neither one of {choices!r} nor a number from 0")
-    return {"choices": choices, "right": number, "expected": choices[number]}
+    if len(set(texts)) < len(texts):
+        raise ValueError(f"two of its choices are the same: {texts!r}")
+    number = texts.index(right) if right in texts else right
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(texts):
+        raise ValueError(f"its right answer {right!r} is neither one of {texts!r} nor a number from 0")
+    return {"choices": texts, "right": number, "expected": texts[number]}
 
 
 def _refuse_needless(options: TaskFile, rows: list[Row]) -> None:

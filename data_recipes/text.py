@@ -9,7 +9,8 @@ import unicodedata
 import regex
 
 _SPACES = regex.compile(r"\s+")
-_LETTERS = regex.compile(r"[\p{L}\p{M}]")
+# Signs shared between scripts are left out.
+_LETTERS = regex.compile(r"[[\p{L}\p{M}]--[\p{Script=Zyyy}\p{Script=Zinh}]]", regex.V1)
 _SCRIPTS: dict[str, regex.Pattern[str]] = {}
 
 
@@ -30,7 +31,7 @@ def script_share(text: str, script: str) -> float:
     """
     if script not in _SCRIPTS:
         _SCRIPTS[script] = regex.compile(rf"\p{{Script={script}}}")
-    letters = [c for c in _LETTERS.findall(text) if not regex.match(r"\p{Script=Zyyy}|\p{Script=Zinh}", c)]
+    letters = _LETTERS.findall(text)
     if not letters:
         return 0.0
     return sum(bool(_SCRIPTS[script].match(c)) for c in letters) / len(letters)

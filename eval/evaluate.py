@@ -41,7 +41,9 @@ from eval.metrics import (
     chrf_from_counts,
     in_memory,
 )
-from eval.significance import judge
+from eval.significance import judge, judge_tasks
+from eval.tasks.results import evaluate_tasks
+from eval.tasks.rows import load_tasks
 from finetune.adapters.adapter import load_adapter
 from finetune.config import RunConfig, config_from_arguments
 from finetune.eval_options import EvalConfig
@@ -163,10 +165,11 @@ def evaluate_stage(config: RunConfig) -> Path:
     """Write `results.json` of a run and return its path.
 
     Raises:
-        UserError: no data, no adapter, one trained on other data or another model; no test rows, or none of a
-            language that the gate lists.
+        UserError: a wrong task file; no data, no adapter, one trained on other data or another model; no test
+            rows, or none of a language that the gate lists.
     """
     folder = Path(config.output)
+    tasks = load_tasks(config.eval.tasks)
     manifest = read_artefact(folder / "data" / "manifest.json", "dataset_manifest")
     test: list[Row] = [dict(row) for row in read_split(folder / "data", "test")]
     rows = cap_rows(test, config.eval.max_rows_per_task, config.seed)
@@ -190,10 +193,15 @@ def evaluate_stage(config: RunConfig) -> Path:
         }
         adapter = adapter_hash(folder / "adapter")
         base, tuned = ask_base_and_tuned(model, tokenizer, rows, config.eval, adapter, cache, progress=True)
+        # Before the run's own adapter is taken off.
+        of_tasks = evaluate_tasks(model, tokenizer, tasks, config.eval, config.seed, progress=True)
         answers |= ask_adapters(model, tokenizer, config, rows, cache)
         del model  # before another one loads: never two
         answers |= ask_merged(config, rows, cache)
     results = _results(config, rows, base, tuned, answers)
+    if tasks:
+        results["tasks"] = of_tasks
+        judge_tasks(results)
     write_artefact(folder / "results.json", "eval_results", inputs, {**results, "settings": settings})
     return folder / "results.json"
 

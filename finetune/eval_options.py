@@ -108,6 +108,9 @@ class EvalConfig:
     samples: int = 3  # example answers shown for each task
     contestants: dict[str, ContestantConfig] = field(default_factory=dict)  # by the name they get in results
     gate: GateConfig | None = None  # null: whatever was forgotten, the run is done
+    tasks: tuple[
+        str, ...
+    ] = ()  # beside the test rows: task files, or "lm_eval:NAME" of lm-evaluation-harness
 
     def problems(self) -> list[str]:
         """Values no run can use, as "key: reason"."""
@@ -119,4 +122,6 @@ class EvalConfig:
             for name in self.contestants
             if name in ALWAYS_THERE or not re.fullmatch(r"\w[\w.-]*", name)
         ]
+        named = [path for path in self.tasks if not path.startswith("lm_eval:")]
+        wrong += [f"tasks: there is no file {path}" for path in named if not Path(path).is_file()]
         return wrong + out_of_range({"samples": self.samples}, minimum=0)

@@ -67,6 +67,7 @@ def run(config: RunConfig, functions: Mapping[str, StageFunction] | None = None)
             f"profile.shard={config.profile.shard}: `run` needs a whole profile; make each shard with "
             "`local-experts profile`, and of all of them profile.json with `local-experts profile-merge`"
         )
+    _tasks_hash(config)  # a wrong task file is told before the training, not after it
     functions = functions or STAGE_FUNCTIONS
     seconds = {stage.name: run_stage(stage, config, functions[stage.name]) for stage in STAGES}
     print("seconds   " + ", ".join(f"{name} {spent:.0f}" for name, spent in seconds.items()))
@@ -172,6 +173,7 @@ def eval_inputs(config: RunConfig) -> dict[str, str]:
         "base": base_hash(config.base),
         # What may be forgotten changes nothing of what is answered.
         "eval": part_hash(replace(config.eval, gate=None)),
+        "tasks": _tasks_hash(config),
         **contestant_hashes(config),
     }
 
@@ -183,6 +185,18 @@ def contestant_hashes(config: RunConfig) -> dict[str, str]:
         for name, one in config.eval.contestants.items()
         if one.is_folder
     }
+
+
+def _tasks_hash(config: RunConfig) -> str:
+    """Hash of the task files and their rows.
+
+    Raises: UserError that lists what is wrong in them.
+    """
+    return (
+        importlib.import_module("eval.tasks.rows").tasks_sha256(config.eval.tasks)
+        if config.eval.tasks
+        else ""
+    )
 
 
 def report_inputs(config: RunConfig) -> dict[str, str]:

@@ -32,7 +32,7 @@ from finetune.exporting.export import export_adapter
 from finetune.model import load_model
 from finetune.run import eval_inputs
 
-N_KEPT = 6  # of the run as it is copied: two batches and the losses, of base and tuned
+N_KEPT = 4  # entries of a run: two batches each, of base and tuned
 
 
 def all_experts(config: RunConfig) -> Path:
@@ -58,7 +58,7 @@ def test_each_adapter_answers_as_it_does_alone_and_base_and_tuned_keep_their_num
     # Once asked nobody is asked again, and the results have the same bytes.
     first, kept = (Path(run.output) / "results.json").read_bytes(), entries(config)
     assert evaluate_stage(config).read_bytes() == first and entries(config) == kept
-    assert len(kept) == N_KEPT + 3
+    assert len(kept) == N_KEPT + 2
     model, tokenizer = load_model(config.base)
     load_adapter(model, every)
     prompts = [row["messages"][:-1] for row in some_rows()]
@@ -141,13 +141,13 @@ def test_a_crash_repeats_no_answer_and_ends_as_an_uninterrupted_run(
     hook = model.register_forward_pre_hook(count, with_kwargs=True)
     with ReplyCache(tmp_path / "answers.sqlite") as cache, pytest.raises(Stopped):
         ask_model(model, tiny_tokenizer, rows, options, identity, cache)
-    assert asked == [3, 3, 3, 3]  # the fourth was not answered
+    assert asked == [3, 3, 3, 3]  # the second batch of the five was answered, and its losses were not there
     asked[:] = [0] * 10
     with ReplyCache(tmp_path / "answers.sqlite") as cache:
         again = ask_model(model, tiny_tokenizer, rows, options, identity, cache)
     hook.remove()
-    # Two batches of the five, of 3 and 2 rows, and the five of the losses.
-    assert asked[10:] == [3, 2, 3, 3, 3, 3, 2]
+    # Four batches of the five, of 3, 3, 3 and 2 rows: the question, then with the expected answer.
+    assert asked[10:] == [3, 3, 3, 3, 3, 3, 2, 2]
     assert again.texts == whole.texts
     assert again.loss is not None and whole.loss is not None
     assert again.loss.nll_nats.tolist() == whole.loss.nll_nats.tolist()

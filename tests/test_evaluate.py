@@ -243,7 +243,7 @@ def base_texts(config):
 def test_the_base_is_asked_once_for_all_adapters_on_the_same_rows(run_folder):
     base_texts(run_folder)
     n_entries = len(entries(run_folder))
-    assert n_entries == 6  # two batches and the losses, of base and tuned
+    assert n_entries == 4  # two batches each, of base and tuned
     mark_kept(run_folder)
     model, _ = load_model(run_folder.base)
     plan = with_adapter(model, size=2.0)
@@ -254,7 +254,7 @@ def test_the_base_is_asked_once_for_all_adapters_on_the_same_rows(run_folder):
     results = read_artefact(evaluate_stage(run_folder), "eval_results")["rows"]
     assert [row["base"] for row in results].count("kept") == 2
     assert [row["tuned"] for row in results].count("kept") == 0
-    assert len(entries(run_folder)) == n_entries + 3
+    assert len(entries(run_folder)) == n_entries + 2
 
 
 @pytest.mark.parametrize("option", ["max_new_tokens", "batch_size", "max_rows_per_task"])
@@ -344,3 +344,26 @@ def test_an_adapter_trained_on_other_data_is_refused(run_folder):
     write_data(Path(run_folder.output), some_rows(), content_hash="e" * 64)
     with pytest.raises(UserError, match="trained on other data"):
         evaluate_stage(run_folder)
+
+
+def test_the_stage_puts_tasks_beside_the_test_rows(run_folder, tmp_path):
+    without = read_artefact(evaluate_stage(run_folder), "eval_results")
+    assert "tasks" not in without
+    (tmp_path / "task.yaml").write_text(
+        "name: words\nversion: 1\nkind: generation\nlanguage: ta\nprompt: '{q}'\nanswer: '{a}'\n"
+        "checker: reference\nmetrics: [chrf, bits_per_byte]\nrows: {inline: [{q: one, a: ஒன்று}]}\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "choice.yaml").write_text(
+        "name: choice\nversion: 1\nkind: multiple_choice\nlanguage: en\nprompt: '{q}'\nchoices: a\nright: r\n"
+        "rows: {inline: [{q: x, a: [yes it is, 'no'], r: 0}, {q: y, a: [b, c], r: c}]}\n"
+    )
+    paths = (str(tmp_path / "task.yaml"), str(tmp_path / "choice.yaml"))
+    config = replace(run_folder, eval=replace(run_folder.eval, tasks=paths))
+    results = read_artefact(evaluate_stage(config), "eval_results")
+    assert results["rows"] == without["rows"] and results["metrics"] == without["metrics"]
+    assert set(results["tasks"]) == {"words", "choice"}
+    choice = results["tasks"]["choice"]
+    assert choice["metrics"]["accuracy"]["all"]["n"] == 2
+    assert len(choice["rows"][0]["base_logprobs"]) == 2
+    assert choice["rows"][1]["expected"] == "c"

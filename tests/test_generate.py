@@ -3,10 +3,22 @@
 import numpy as np
 import pytest
 import torch
+from tiny_families import FAMILIES, VOCABULARY, build_tiny_family, random_rows
+from transformers import GenerationConfig
 
 from data_recipes.artefact import UserError
-from eval.generate import answer_nll, generate_answers
+from eval.generate import (
+    _greedy_tokens,
+    _keeps_keys_alone,
+    _pad_left,
+    _until_stop,
+    answer_nll,
+    answers_and_losses,
+    ask_rows,
+    generate_answers,
+)
 
+OF_BYTES = {"vocab_size": 262, "max_position_embeddings": 512}  # what the byte-level tokenizer needs
 QUESTIONS = ["ab", "a longer question, with words", "x", "தமிழ் நாள்", "what is 12 + 30?", "கி.மீ", "ii"]
 
 
@@ -20,6 +32,10 @@ def rows_of(answers):
 def greedy_by_hand(model, tokenizer, prompt, max_new_tokens, stop):
     """Full forward passes, no cache, no padding."""
     ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+    return greedy_tokens_by_hand(model, ids, max_new_tokens, stop)
+
+
+def greedy_tokens_by_hand(model, ids, max_new_tokens, stop):
     n_prompt = len(ids)
     while len(ids) - n_prompt < max_new_tokens:
         with torch.no_grad():
@@ -52,6 +68,51 @@ def test_an_answer_ends_at_the_stop_token(model, tiny_tokenizer):
     expected = tiny_tokenizer.decode(free[: free.index(stop)], skip_special_tokens=True).strip()
     model.generation_config.eos_token_id = [stop]  # a checkpoint may name more stop tokens than its tokenizer
     assert generate_answers(model, tiny_tokenizer, [prompt], 1, 12) == [expected]
+
+
+@pytest.mark.parametrize("name", ["glm_moe_dsa", "mixtral", "deepseek_v3", "gpt_oss"])
+def test_a_question_read_once_gives_the_losses_and_answers_of_two_readings(name, tiny_tokenizer):
+    # The last has a sliding window, which forgets keys: it is asked twice.
+    model = build_tiny_family(FAMILIES[name]._replace(overrides={**FAMILIES[name].overrides, **OF_BYTES}))
+    rows = rows_of(["yes", "a much longer answer", "ஆம்", "no", "42"])
+    answers, loss = answers_and_losses(model, tiny_tokenizer, ask_rows(tiny_tokenizer, rows), 3, 12)
+    prompts = [row["messages"][:-1] for row in rows]
+    assert answers == generate_answers(model, tiny_tokenizer, prompts, 2, 12)
+    alone = answer_nll(model, tiny_tokenizer, rows, 3)
+    assert (loss.nll_nats == alone.nll_nats).all() and (loss.n_bytes == alone.n_bytes).all()
+    assert _keeps_keys_alone(model) is (name != "gpt_oss")
+
+
+def test_a_question_whose_end_is_joined_to_its_answer_is_read_by_itself(model, tiny_tokenizer):
+    rows = rows_of(["yes", "no", "42"])
+    asked = ask_rows(tiny_tokenizer, rows)
+    # As where a tokenizer has one token for the template's last character and the answer's first.
+    asked = asked._replace(questions=[question[:-1] + [100] for question in asked.questions])
+    answers, loss = answers_and_losses(model, tiny_tokenizer, asked, 3, 8)
+    ids = [greedy_tokens_by_hand(model, question, 8, 0) for question in asked.questions]
+    assert answers == [tiny_tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
+    assert (loss.nll_nats == answer_nll(model, tiny_tokenizer, rows, 3).nll_nats).all()
+
+
+@pytest.mark.parametrize("name", ["glm_moe_dsa", "gpt_oss", "nemotron_h", "minimax"])
+def test_rows_that_leave_a_batch_early_change_no_answer(name, monkeypatch):
+    # Full and sliding attention, states instead of keys, and a cache that rows cannot leave.
+    model = build_tiny_family(FAMILIES[name])
+    monkeypatch.setattr("eval.generate.ROUND_TOKENS", 3)
+    prompts = [row.tokens for row in random_rows([5, 9, 12, 7])]
+    input_BT, mask_BT = _pad_left(prompts, 0, model.device)
+    free = _greedy_tokens(model, input_BT, mask_BT, greedy_settings([VOCABULARY]), 14)  # never stops
+    stops = [free[0][2], free[2][7]]  # so that rows end in different rounds
+    whole = GenerationConfig(do_sample=False, max_new_tokens=14, eos_token_id=stops, pad_token_id=0)
+    output_BT = model.generate(input_ids=input_BT, attention_mask=mask_BT, generation_config=whole)
+    expected = [_until_stop(row, stops) for row in output_BT[:, 12:].tolist()]
+    assert len({len(answer) for answer in expected}) > 1
+    assert _greedy_tokens(model, input_BT, mask_BT, greedy_settings(stops), 14) == expected
+
+
+def greedy_settings(stops):
+    named = {"eos_token_id": stops, "pad_token_id": 0, "return_dict_in_generate": True}
+    return GenerationConfig(do_sample=False, **named)
 
 
 def test_generation_config_of_a_checkpoint_cannot_turn_sampling_on(model, tiny_tokenizer):

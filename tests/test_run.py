@@ -22,6 +22,12 @@ ALL = ["data", "profile", "select", "train", "eval", "report"]
 SMALLEST = "name: small\ndata: {recipe: recipe.yaml}\ntrain: {steps: 10, learning_rate: 1e-3}\n"
 
 
+TASK = (
+    "name: t\nversion: 1\nkind: generation\nlanguage: ta\nprompt: '{q}'\nanswer: '{a}'\nchecker: reference\n"
+)
+TASK_ROWS = "rows: {inline: [{q: one, a: ஒன்று}]}\n"
+
+
 class Pipeline:
     """Six tiny stages: each writes what the real one writes, computed from what the real one reads."""
 
@@ -159,6 +165,26 @@ def test_a_harmed_or_lost_output_is_made_again(pipeline: Pipeline, harmed: str, 
     file.unlink()
     assert pipeline.run() == again
     assert pipeline.run() == []
+
+
+def test_a_changed_row_of_a_task_compares_again(pipeline: Pipeline):
+    task = pipeline.folder / "task.yaml"
+    task.write_text(TASK + TASK_ROWS)
+    change = f"eval.tasks=[{task}]"
+    assert pipeline.run(change) == ALL
+    assert pipeline.run(change) == []
+    task.write_text(TASK + TASK_ROWS.replace("one", "1"))
+    assert pipeline.run(change)[0] == "eval"
+
+
+def test_a_wrong_task_is_told_before_the_first_stage(pipeline: Pipeline):
+    task = pipeline.folder / "task.yaml"
+    task.write_text(TASK)
+    with pytest.raises(UserError, match="there are no rows"):
+        pipeline.run(f"eval.tasks=[{task}]")
+    assert pipeline.ran == []
+    with pytest.raises(UserError, match="tasks = .*there is no file missing.yaml"):
+        pipeline.config("eval.tasks=[missing.yaml]")
 
 
 def test_a_file_added_to_an_output_folder_makes_it_again(pipeline: Pipeline):

@@ -8,8 +8,8 @@ from eval.generate import AnswerLoss
 class Usage(NamedTuple):
     """What answering took, over all runs: no answer that was kept is asked for again.
 
-    The tokens are the model's own. The seconds are those of answering alone, without loading and without the
-    likelihood of the expected answers.
+    The tokens are the model's own. The seconds are those of answering, with the likelihood of the expected
+    answers where the model gives it, without loading.
     """
 
     prompt_tokens: int = 0

@@ -15,7 +15,15 @@ from data_recipes.artefact import UserError, package_versions
 from data_recipes.translate.cache import ReplyCache
 from eval.contestants.answer_cache import kept_or_made
 from eval.contestants.answers import Answers, Usage
-from eval.generate import AnswerLoss, answer_nll, batches_by_length, generate_batch, greedy, prompt_tokens
+from eval.generate import (
+    AnswerLoss,
+    Asked,
+    answer_batch,
+    ask_rows,
+    batches_by_length,
+    greedy,
+    reads_once,
+)
 from finetune.adapters.adapter import adapter_disabled
 from finetune.eval_options import EvalConfig
 from finetune.model import model_fingerprint, tokenizer_fingerprint
@@ -47,41 +55,32 @@ def ask_model(
 
     `identity` is that of the model with all that is switched on in it. `progress` labels a bar.
     """
-    settings = greedy(model, tokenizer)
-    tokens = [prompt_tokens(tokenizer, row["messages"][:-1]) for row in rows]
-    texts, usage = [""] * len(rows), Usage()
+    asked = ask_rows(tokenizer, [dict(row) for row in rows])
+    settings, is_read_once = greedy(model, tokenizer), reads_once(model, asked)
+    texts, nll_nats, usage = [""] * len(rows), np.zeros(len(rows)), Usage()
+    tokens = [example.tokens for example in asked.examples]
     for indices in batches_by_length(tokens, options.batch_size, progress):
-        batch = [tokens[i] for i in indices]
+        batch = asked.of(indices)
 
-        def answered(batch: list[list[int]] = batch) -> dict[str, Any]:
+        def answered(batch: Asked = batch) -> dict[str, Any]:
             started_s = time.perf_counter()
-            answers = generate_batch(model, tokenizer, batch, settings, options.max_new_tokens)
-            n_tokens = sum(map(len, batch)), sum(answer.n_tokens for answer in answers)
+            answers, nll_nats_B = answer_batch(
+                model, tokenizer, batch, settings, options.max_new_tokens, is_read_once
+            )
             seconds = time.perf_counter() - started_s
-            return {"texts": [answer.text for answer in answers], "usage": [*n_tokens, seconds]}
+            n_tokens = sum(map(len, batch.questions)), sum(answer.n_tokens for answer in answers)
+            said = {"texts": [answer.text for answer in answers], "nll_nats": nll_nats_B.tolist()}
+            return {**said, "usage": [*n_tokens, seconds]}
 
-        found = kept_or_made(cache, [identity, options.max_new_tokens, batch], answered)
+        content = [[example.tokens, example.labels] for example in batch.examples]
+        found = kept_or_made(
+            cache, [identity, options.max_new_tokens, is_read_once, batch.questions, content], answered
+        )
         usage = usage.plus(Usage(*found["usage"]))
+        nll_nats[indices] = found["nll_nats"]
         for i, text in zip(indices, found["texts"], strict=True):
             texts[i] = text
-    return Answers(texts, _kept_loss(model, tokenizer, rows, options.batch_size, identity, cache), usage)
-
-
-def _kept_loss(
-    model: Any,
-    tokenizer: Any,
-    rows: Sequence[Row],
-    batch_size: int,
-    identity: Mapping[str, Any],
-    cache: ReplyCache,
-) -> AnswerLoss:
-    def computed() -> dict[str, Any]:
-        loss = answer_nll(model, tokenizer, [dict(row) for row in rows], batch_size)
-        return {"nll_nats": loss.nll_nats.tolist(), "n_bytes": loss.n_bytes.tolist()}
-
-    asked = [[row["id"], row["messages"], row.get("tools")] for row in rows]
-    found = kept_or_made(cache, [identity, "loss", batch_size, asked], computed)
-    return AnswerLoss(np.array(found["nll_nats"]), np.array(found["n_bytes"]))
+    return Answers(texts, AnswerLoss(nll_nats, asked.n_bytes), usage)
 
 
 def ask_base_and_tuned(

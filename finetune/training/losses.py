@@ -23,14 +23,21 @@ from finetune.training_options import TrainConfig
 
 
 def token_losses(
-    model: Any, batch: Batch, device: torch.device, loss_chunk_tokens: str | int = "auto"
+    model: Any,
+    batch: Batch,
+    device: torch.device,
+    loss_chunk_tokens: str | int = "auto",
+    cache: Any = None,
 ) -> torch.Tensor:
     """Cross-entropy in nats of every trained prediction of `batch`, one number each, in float32.
+
+    An empty `cache` of transformers keeps what the attention made of the batch; a loss does not depend on it.
 
     Raises:
         UserError: as `chunked_losses`, when the logits are not made whole.
     """
-    inputs = {**batch.inputs(device), "use_cache": False}
+    inputs = {**batch.inputs(device), "use_cache": cache is not None}
+    inputs |= {} if cache is None else {"past_key_values": cache}
     labels = batch.labels[:, 1:].to(device)
     is_trained = labels != IGNORED_LABEL
     n_chunk = chunk_length(model, loss_chunk_tokens, batch.tokens.numel())

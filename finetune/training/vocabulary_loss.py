@@ -53,7 +53,7 @@ def chunked_losses(
     head, decoder = inner.get_output_embeddings(), inner.base_model
     if head is None or decoder is inner:
         raise _refused(inner, "it has no decoder with a head behind it")
-    if any(parameter.requires_grad for parameter in head.parameters()):
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in head.parameters()):
         raise _refused(inner, "its head is trained, and chunks give the head no gradient")
     hidden_BTD, kind = _hidden_states(model, decoder, inputs)
     hidden_ND = hidden_BTD[:, :-1][is_trained_BT]

@@ -1,0 +1,106 @@
+"""The results of a run as the Hub reads them: `model-index` of a card, and `.eval_results/*.yaml`.
+
+Reads the dict of results.json; writes nothing. Each score is the tuned model's, with its n, its base and the
+interval of the difference beside it.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
+from huggingface_hub.repocard_data import eval_results_to_model_index
+
+from data_recipes.publishing.manifest_facts import form_name
+
+METRIC_NAMES = {
+    "exact_match": "exact match by checker",
+    "chrf": "chrF++",
+    "bits_per_byte": "bits per byte of the expected answer",
+    "script_share": "share of letters in the expected script",
+}
+GROUP_NAMES = {"target": "languages that were trained", "general": "languages that must not be forgotten"}
+
+
+class Score(NamedTuple):
+    """One compared metric of one group of rows, of one language or of all."""
+
+    metric: str
+    group: str
+    language: str | None
+    compared: Mapping[str, Any]
+
+    @property
+    def rows(self) -> str:
+        """Which held-out rows, in words."""
+        if self.language is None:
+            return f"all {self.group} rows"
+        return f"{form_name(self.language)}, {self.group} rows"
+
+    @property
+    def against(self) -> str:
+        """What the score is to be read against."""
+        found = self.compared
+        return (
+            f"base {found['base']:.4g}, difference {found['difference']:+.4g} "
+            f"({found['low']:+.4g} to {found['high']:+.4g}), n = {found['n']}"
+        )
+
+
+def scores_of(results: Mapping[str, Any]) -> list[Score]:
+    """Every metric of each group, in all and by language, in the order of the results."""
+    return list(_scores(results["metrics"]))
+
+
+def model_index(results: Mapping[str, Any], name: str, dataset: str | None) -> list[dict[str, Any]]:
+    """The `model-index` of a card; `dataset` is the data's name on the Hub, None when it is not there."""
+    revision = results["inputs"].get("dataset")
+    percent = results["settings"].get("confidence_percent")
+    found = [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Localized instructions",
+            dataset_type=dataset or "local-experts",
+            dataset_name=f"Held-out rows, {score.rows}",
+            dataset_config=score.language or score.group,
+            dataset_split="test",
+            dataset_args={"group": score.group, "content_hash": revision},
+            metric_type=score.metric,
+            metric_name=METRIC_NAMES.get(score.metric, score.metric),
+            metric_value=score.compared["tuned"],
+            metric_args={**score.compared, "interval_percent": percent},
+        )
+        for score in scores_of(results)
+    ]
+    # Its key of a group leaves `dataset_args` out, so config must tell rows apart: a language in two groups.
+    seen: dict[str | None, str] = {}
+    for entry in found:
+        group = entry.dataset_args["group"] if entry.dataset_args else ""
+        if seen.setdefault(entry.dataset_config, group) != group:
+            entry.dataset_config = f"{entry.dataset_config}-{group}"
+    return eval_results_to_model_index(name, found)
+
+
+def eval_results_yaml(results: Mapping[str, Any], dataset: str) -> str:
+    """The text of `.eval_results/local-experts.yaml`, of rows that are in the Hub's dataset `dataset`."""
+    settings = results["settings"]
+    entries = [
+        EvalResultEntry(
+            dataset_id=dataset,
+            task_id="_".join(filter(None, (score.metric, score.group, score.language))),
+            value=score.compared["tuned"],
+            notes=f"{score.against}; {settings.get('confidence_percent', 95):g} % paired bootstrap",
+        )
+        for score in scores_of(results)
+    ]
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
+
+
+def _scores(metrics: Mapping[str, Any]) -> Iterator[Score]:
+    for metric, table in metrics.items():
+        for group in GROUP_NAMES:
+            if table.get(group) is None:
+                continue
+            yield Score(metric, group, None, table[group])
+            for language, compared in sorted(table.get("by_language", {}).get(group, {}).items()):
+                yield Score(metric, group, language, compared)

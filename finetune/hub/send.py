@@ -3,6 +3,7 @@
 What was uploaded before a push broke off is not sent again: the Hub keeps contents by their hash.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -148,7 +149,10 @@ def _protocol(api: HfApi, repository: Repository) -> Iterator[None]:
             hf_raise_for_status(answer)
         constants.HF_HUB_DISABLE_XET = answer.status_code != 200
     try:
-        yield
+        with warnings.catch_warnings():
+            # huggingface_hub 2.4 uploads with an argument that its HTTP client deprecates.
+            warnings.filterwarnings("ignore", "Use 'content=<...>'", DeprecationWarning)
+            yield
     finally:
         constants.HF_HUB_DISABLE_XET = before
 

@@ -17,7 +17,7 @@ from data_recipes.artefact import UserError
 from finetune.hub.contents import Repository
 from finetune.hub.listing import Listed, is_there
 
-GO_ON = "Nothing of this is published; push again, and what was uploaded is not sent again."
+GO_ON = "No half of a push is ever published: push again, and what was uploaded is not sent again."
 REASONS = {
     400: "the Hub refuses what is sent",
     401: "the Hub does not know your token: log in again with `hf auth login`, or set HF_TOKEN",
@@ -75,22 +75,35 @@ def send(
     heads = [_opened(api, repository, private) for repository, _ in contents]
     for (repository, files), head in zip(contents, heads, strict=True):
         with explained(repository.name, api), _protocol(api, repository):
-            yield _commit(api, repository, files, head)
+            outcome = _commit(api, repository, files, head)
+        yield outcome
 
 
 def _opened(api: HfApi, repository: Repository, private: bool) -> str | None:
     """The last commit of a repository, which is made when it is not there."""
-    with explained(repository.name, api):
-        api.create_repo(repository.name, repo_type=repository.kind, private=private, exist_ok=True)
-        info: Any = api.repo_info(repository.name, repo_type=repository.kind)
-    if bool(info.private) != private:
-        is_now, wanted = ("private", "public") if info.private else ("public", "private")
-        way_out = "leave --public out" if info.private else "say --public"
-        raise UserError(
-            f"{repository.name} is {is_now} on the Hub and would have to be {wanted}: {way_out}, change it in its "
-            "settings there, or choose another --repo; nothing was sent"
-        )
-    return info.sha
+    name, refused = repository.name, None
+    with explained(name, api):
+        try:
+            api.create_repo(name, repo_type=repository.kind, private=private)
+        except HfHubHTTPError as error:
+            # A token for this one repository may write to it and make none.
+            if error.response.status_code not in (401, 402, 403, 409):
+                raise
+            refused = error if error.response.status_code != 409 else None
+        try:
+            info: Any = api.repo_info(name, repo_type=repository.kind)
+        except HfHubHTTPError as error:
+            raise refused or error from error
+        if bool(info.private) == private:
+            return info.sha
+        if refused:
+            raise refused
+    is_now, wanted = ("private", "public") if info.private else ("public", "private")
+    way_out = "leave --public out" if info.private else "say --public"
+    raise UserError(
+        f"{name} is {is_now} on the Hub and would have to be {wanted}: {way_out}, change it in its settings "
+        "there, or choose another --repo; nothing was sent"
+    )
 
 
 def _commit(api: HfApi, repository: Repository, files: Sequence[Listed], head: str | None) -> Outcome:

@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +12,7 @@ import huggingface_hub
 import pytest
 import torch
 from finished_run import HUB_BASE, save_run, save_small_adapter, save_results
-from hub_server import Fault, HubServer, hub
+from hub_server import Fault, HubServer, Repo, hub
 from huggingface_hub.utils import _http
 from tuned_bases import logits, plain, save_base, tuned_logits
 
@@ -122,3 +124,150 @@ def test_what_was_pushed_loads_by_the_cards_own_code_with_the_same_numbers(
         exec(code, variables)
         torch.testing.assert_close(logits(variables["model"]), expected, rtol=0, atol=1e-5)
     assert not torch.allclose(logits(plain(tiny_run.base)), expected, rtol=0, atol=1e-3)
+
+
+OURS = Wanted("ann/tuned", formats=("ours", "peft"))
+
+
+@pytest.fixture
+def run(tiny_run: Any, tmp_path: Path) -> Any:
+    """A copy of the finished run that a test may change; its exports are made already."""
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run.folder, folder)
+    save_results(folder, tiny_run.base)
+    return SimpleNamespace(folder=folder, base=tiny_run.base)
+
+
+def test_a_changed_run_sends_what_changed_and_removes_what_is_stale(run: Any, server: HubServer):
+    pushed(run, server)
+    shutil.rmtree(run.folder / "adapter")
+    save_small_adapter(run.folder / "adapter", run.base, seed=6)
+    save_results(run.folder, run.base)
+    of_adapter = pushed(run, server, OURS)[1]
+    there = server.files("model", "ann/tuned")
+    # Neither vLLM's nor SGLang's files of the old adapter may stay beside the new one.
+    assert of_adapter.n_removed == 6
+    assert {name.partition("/")[0] for name in there if "/" in name} == {".eval_results", "local-experts", "report"}
+    assert there["local-experts/adapter.safetensors"] == (run.folder / "adapter/adapter.safetensors").read_bytes()
+    assert len(server.repos["dataset", "ann/tuned-data"].commits) == 2  # the rows did not change
+
+
+def test_a_push_of_the_report_alone_leaves_the_adapter_and_its_card(run: Any, server: HubServer):
+    pushed(run, server, OURS)
+    before = server.files("model", "ann/tuned")
+    (run.folder / "report.html").write_text("<p>another page</p>")
+    (outcome,) = pushed(run, server, replace(OURS, what=("report",)))
+    assert (outcome.n_sent, outcome.n_removed) == (1, 0)
+    assert server.files("model", "ann/tuned") == before | {"report/report.html": b"<p>another page</p>"}
+
+
+REFUSED = [
+    ("GET", "whoami", 401, "log in again with `hf auth login`"),
+    ("GET", "whoami", 429, "too many requests"),
+    ("POST", "repos/create", 500, r"the Hub failed \(500\). It says: made to fail with 500"),
+    ("POST", "preupload", 403, "somebody else's, or your token may not write there"),
+    ("POST", "objects/batch", 429, "too many requests: wait some minutes"),
+    ("PUT", "storage", 500, r"ann/tuned: the Hub failed \(500\)"),
+    ("PUT", "storage", "cut", "ann/tuned: the connection broke"),
+    ("POST", "verify", 500, r"ann/tuned: the Hub failed \(500\)"),
+    ("POST", "commit", 403, "choose another --repo"),
+    ("POST", "commit", 409, "changed by somebody else in the meantime"),
+    ("POST", "commit", 500, "push again, and what was uploaded is not sent again"),
+    ("POST", "commit", "cut", "the connection broke"),
+    ("POST", "commit", "deaf", "the connection broke"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "kind", "message"), REFUSED)
+def test_a_push_that_fails_publishes_no_half_and_the_next_one_finishes(
+    method: str, path: str, kind: Any, message: str, tiny_run: Any, server: HubServer
+):
+    wanted = replace(OURS, what=("adapter",))
+    server.faults = [Fault(method, path, kind, times=50)]
+    with pytest.raises(UserError, match=message) as raised:
+        pushed(tiny_run, server, wanted)
+    assert TOKEN not in str(raised.value)
+    repo = server.repos.get(("model", "ann/tuned"))
+    n_files = [len(tree) for _, tree in repo.commits] if repo else []
+    assert n_files in ([], [1], [1, 9])  # no commit of ours, or, if only its answer was lost, a whole one
+    server.faults = []
+    (outcome,) = pushed(tiny_run, server, wanted)
+    assert (outcome.commit is None) == (kind == "deaf")
+    assert len(server.files("model", "ann/tuned")) == 9
+    large = sum(len(b) for name, b in server.files("model", "ann/tuned").items() if name.endswith(".safetensors"))
+    assert server.n_bytes_put == large  # each once, over both pushes
+
+
+@pytest.mark.parametrize("kind", [429, 500, "cut"])
+def test_a_fault_that_passes_is_not_noticed(kind: Any, tiny_run: Any, server: HubServer):
+    server.faults = [Fault("PUT", "storage", kind)]
+    (outcome,) = pushed(tiny_run, server, replace(OURS, what=("adapter",)))
+    assert outcome.commit
+    assert server.n_asked("PUT", "storage") == 3
+
+
+@pytest.mark.parametrize("public", [None, False, True])
+def test_a_repository_of_someone_else_is_refused_before_anything_is_sent(
+    public: bool | None, tiny_run: Any, server: HubServer
+):
+    if public is not None:
+        server.repos["model", "bob/tuned"] = Repo(private=not public)
+        server.repos["model", "bob/tuned"].add({})
+    before = {key: list(repo.commits) for key, repo in server.repos.items()}
+    with pytest.raises(UserError, match=r"^bob/tuned: it is somebody else's.*\(403\)"):
+        pushed(tiny_run, server, Wanted("bob/tuned", what=("adapter",)))
+    assert {key: repo.commits for key, repo in server.repos.items()} == before
+    assert server.n_bytes_put == 0
+
+
+@pytest.mark.parametrize(("there", "asked"), [(True, False), (False, True)])
+def test_a_repository_of_the_other_visibility_is_refused(
+    there: bool, asked: bool, tiny_run: Any, server: HubServer
+):
+    wanted = replace(OURS, what=("adapter",))
+    pushed(tiny_run, server, wanted, private=there)
+    word = "private" if there else "public"
+    with pytest.raises(UserError, match=f"ann/tuned is {word} on the Hub and would have to be"):
+        pushed(tiny_run, server, wanted, private=asked)
+
+
+def test_without_a_token_or_offline_the_way_out_is_said(
+    tiny_run: Any, server: HubServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tiny_run.folder / "none"))
+    with pytest.raises(UserError, match="log in with `hf auth login`, or set HF_TOKEN"):
+        pushed(tiny_run, server)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="unset it .HF_HUB_OFFLINE=0 local-experts push"):
+        pushed(tiny_run, server)
+    assert server.asked == []
+
+
+def test_the_token_is_in_no_file_no_address_and_no_message(
+    tiny_run: Any, server: HubServer, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("DEBUG")
+    server.faults = [Fault("PUT", "storage", 500), Fault("POST", "commit", 500)]
+    with pytest.raises(UserError):
+        pushed(tiny_run, server, OURS)
+    pushed(tiny_run, server, OURS)
+    said = capfd.readouterr()
+    assert "ann/tuned" in said.out and len(caplog.records) > 10
+    assert TOKEN not in said.out + said.err + caplog.text
+    assert not any(TOKEN in address for _, address, _ in server.asked)
+    assert sum(TOKEN in str(headers) for _, _, headers in server.asked) > 10
+    files = [file for file in tiny_run.folder.rglob("*") if file.is_file()]
+    assert len(files) > 40 and not any(TOKEN.encode() in file.read_bytes() for file in files)
+
+
+def test_a_server_without_xet_is_sent_to_by_lfs_where_the_client_alone_fails(tiny_run: Any, server: HubServer):
+    assert huggingface_hub.utils.is_xet_available()
+    pushed(tiny_run, server, replace(OURS, what=("adapter",)))
+    assert server.n_asked("GET", "/api/models/ann/tuned/xet-write-token/main") == 1
+    assert server.n_asked("PUT", "storage") == 2
+    assert not huggingface_hub.constants.HF_HUB_DISABLE_XET
+    weights = tiny_run.folder / "adapter" / "adapter.safetensors"
+    api = huggingface_hub.HfApi(endpoint=server.url, token=TOKEN)
+    with pytest.raises(Exception, match="404|xet"):
+        api.upload_file(path_or_fileobj=weights.read_bytes() + b" ", path_in_repo="a.safetensors", repo_id="ann/tuned")

@@ -105,6 +105,9 @@ class HubServer(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: HubServer
     protocol_version = "HTTP/1.1"
+    # An answer in two packets waits 40 ms for the client's acknowledgement of the first.
+    disable_nagle_algorithm = True
+    wbufsize = -1
 
     def do_GET(self) -> None:  # noqa: N802
         self.answer()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from finished_run import HUB_BASE, save_run, save_small_adapter, save_results
 from hub_server import Fault, HubServer, Repo, hub
-from huggingface_hub.utils import _http
+from huggingface_hub.utils import _http, _runtime
 from tuned_bases import logits, plain, save_base, tuned_logits
 
 from data_recipes.artefact import UserError
@@ -262,7 +262,7 @@ def test_the_token_is_in_no_file_no_address_and_no_message(
 
 
 def test_a_server_without_xet_is_sent_to_by_lfs_where_the_client_alone_fails(tiny_run: Any, server: HubServer):
-    assert huggingface_hub.utils.is_xet_available()
+    assert _runtime.is_xet_available()
     pushed(tiny_run, server, replace(OURS, what=("adapter",)))
     assert server.n_asked("GET", "/api/models/ann/tuned/xet-write-token/main") == 1
     assert server.n_asked("PUT", "storage") == 2

@@ -18,11 +18,13 @@ from tuned_bases import logits, plain, save_base, tuned_logits
 
 from data_recipes.artefact import UserError
 from finetune.cli import main
-from finetune.hub.contents import Wanted
+from finetune.hub.contents import WHAT, Wanted
 from finetune.hub.push import prepare, push
+from finetune.hub.send import logged_in, send
 
 TOKEN, BOBS = "hf_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7", "hf_" + "b" * 34
 ALL = Wanted("ann/tuned", formats=("ours", "peft", "vllm", "sglang", "merged"))
+OURS = Wanted("ann/tuned", what=("adapter",))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,8 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     base = save_base(build_tiny_model(vocab_size=262), build_tiny_tokenizer(), top / "private-base")
     folder = save_run(top / "run", base)
     contents = prepare(folder, ALL, base, HUB_BASE)
-    return SimpleNamespace(folder=folder, base=base, contents=contents)
+    adapter = prepare(Path(shutil.copytree(folder, top / "other-run")), OURS, base, HUB_BASE)
+    return SimpleNamespace(folder=folder, base=base, contents=contents, adapter=adapter)
 
 
 @pytest.fixture
@@ -51,6 +54,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def pushed(run: Any, server: HubServer, wanted: Wanted = ALL, **options: Any) -> list[Any]:
     return push(run.folder, wanted, base=run.base, hub_base=HUB_BASE, endpoint=server.url, **options)
+
+
+def sent(run: Any, server: HubServer) -> list[Any]:
+    """Only the sending, of the adapter in two formats that was prepared once."""
+    return list(send(logged_in(server.url)[0], run.adapter, private=True))
 
 
 def test_the_push_sends_exactly_what_the_dry_run_shows(tiny_run: Any, server: HubServer):
@@ -126,9 +134,6 @@ def test_what_was_pushed_loads_by_the_cards_own_code_with_the_same_numbers(
     assert not torch.allclose(logits(plain(tiny_run.base)), expected, rtol=0, atol=1e-3)
 
 
-OURS = Wanted("ann/tuned", formats=("ours", "peft"))
-
-
 @pytest.fixture
 def run(tiny_run: Any, tmp_path: Path) -> Any:
     """A copy of the finished run that a test may change; its exports are made already."""
@@ -139,11 +144,11 @@ def run(tiny_run: Any, tmp_path: Path) -> Any:
 
 
 def test_a_changed_run_sends_what_changed_and_removes_what_is_stale(run: Any, server: HubServer):
-    pushed(run, server)
+    pushed(run, server, replace(ALL, formats=("ours", "peft", "vllm", "sglang")))
     shutil.rmtree(run.folder / "adapter")
     save_small_adapter(run.folder / "adapter", run.base, seed=6)
     save_results(run.folder, run.base)
-    of_adapter = pushed(run, server, OURS)[1]
+    of_adapter = pushed(run, server, replace(OURS, what=WHAT))[1]
     there = server.files("model", "ann/tuned")
     # Neither vLLM's nor SGLang's files of the old adapter may stay beside the new one.
     assert of_adapter.n_removed == 6
@@ -153,7 +158,7 @@ def test_a_changed_run_sends_what_changed_and_removes_what_is_stale(run: Any, se
 
 
 def test_a_push_of_the_report_alone_leaves_the_adapter_and_its_card(run: Any, server: HubServer):
-    pushed(run, server, OURS)
+    pushed(run, server, replace(OURS, what=("adapter", "report")))
     before = server.files("model", "ann/tuned")
     (run.folder / "report.html").write_text("<p>another page</p>")
     (outcome,) = pushed(run, server, replace(OURS, what=("report",)))
@@ -182,16 +187,15 @@ REFUSED = [
 def test_a_push_that_fails_publishes_no_half_and_the_next_one_finishes(
     method: str, path: str, kind: Any, message: str, tiny_run: Any, server: HubServer
 ):
-    wanted = replace(OURS, what=("adapter",))
     server.faults = [Fault(method, path, kind, times=50)]
     with pytest.raises(UserError, match=message) as raised:
-        pushed(tiny_run, server, wanted)
+        sent(tiny_run, server)
     assert TOKEN not in str(raised.value)
     repo = server.repos.get(("model", "ann/tuned"))
     n_files = [len(tree) for _, tree in repo.commits] if repo else []
     assert n_files in ([], [1], [1, 9])  # no commit of ours, or, if only its answer was lost, a whole one
     server.faults = []
-    (outcome,) = pushed(tiny_run, server, wanted)
+    (outcome,) = sent(tiny_run, server)
     assert (outcome.commit is None) == (kind == "deaf")
     assert len(server.files("model", "ann/tuned")) == 9
     large = sum(len(b) for name, b in server.files("model", "ann/tuned").items() if name.endswith(".safetensors"))
@@ -201,7 +205,7 @@ def test_a_push_that_fails_publishes_no_half_and_the_next_one_finishes(
 @pytest.mark.parametrize("kind", [429, 500, "cut"])
 def test_a_fault_that_passes_is_not_noticed(kind: Any, tiny_run: Any, server: HubServer):
     server.faults = [Fault("PUT", "storage", kind)]
-    (outcome,) = pushed(tiny_run, server, replace(OURS, what=("adapter",)))
+    (outcome,) = sent(tiny_run, server)
     assert outcome.commit
     assert server.n_asked("PUT", "storage") == 3
 
@@ -224,11 +228,11 @@ def test_a_repository_of_someone_else_is_refused_before_anything_is_sent(
 def test_a_repository_of_the_other_visibility_is_refused(
     there: bool, asked: bool, tiny_run: Any, server: HubServer
 ):
-    wanted = replace(OURS, what=("adapter",))
-    pushed(tiny_run, server, wanted, private=there)
+    api, _ = logged_in(server.url)
+    assert list(send(api, tiny_run.adapter, private=there))
     word = "private" if there else "public"
     with pytest.raises(UserError, match=f"ann/tuned is {word} on the Hub and would have to be"):
-        pushed(tiny_run, server, wanted, private=asked)
+        list(send(api, tiny_run.adapter, private=asked))
 
 
 def test_without_a_token_or_offline_the_way_out_is_said(
@@ -263,7 +267,7 @@ def test_the_token_is_in_no_file_no_address_and_no_message(
 
 def test_a_server_without_xet_is_sent_to_by_lfs_where_the_client_alone_fails(tiny_run: Any, server: HubServer):
     assert _runtime.is_xet_available()
-    pushed(tiny_run, server, replace(OURS, what=("adapter",)))
+    sent(tiny_run, server)
     assert server.n_asked("GET", "/api/models/ann/tuned/xet-write-token/main") == 1
     assert server.n_asked("PUT", "storage") == 2
     assert not huggingface_hub.constants.HF_HUB_DISABLE_XET

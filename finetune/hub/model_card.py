@@ -5,11 +5,12 @@ Markdown or HTML. Every number is one of the run's files.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from data_recipes.publishing import manifest_facts as facts
 from data_recipes.publishing.card import escape_markdown, rows_text
@@ -34,16 +35,8 @@ class CardOf(NamedTuple):
 def model_card(run: FinishedRun, card: CardOf) -> str:
     """The text of README.md: front matter, and the template filled in."""
     assert run.plan and run.lora and run.results and run.train and run.report, "an adapter's run is whole"
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"md": escape_markdown, "rows": rows_text, "form": facts.form_name}
     rank = max(run.lora["rank"], run.lora.get("down_rank") or 0)
-    text = environment.get_template("model_card.md.jinja").render(
+    text = _template().render(
         card=card,
         run=run,
         title=_title(run),
@@ -88,6 +81,19 @@ def front_matter(run: FinishedRun, card: CardOf) -> str:
 def target_languages(manifest: Mapping[str, Any]) -> list[str]:
     """The languages that were to be learnt: those of the recipe, or of all rows where it names none."""
     return list(manifest["recipe"].get("languages") or facts.language_codes(manifest))
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"md": escape_markdown, "rows": rows_text, "form": facts.form_name}
+    return environment.get_template("model_card.md.jinja")
 
 
 def _title(run: FinishedRun) -> str:

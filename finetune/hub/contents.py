@@ -73,10 +73,10 @@ def dataset_name(wanted: Wanted) -> str | None:
 
 def refuse_rows(manifest: dict[str, Any], wanted: Wanted) -> None:
     """Raise UserError when the rows of a dataset, of which a report shows some, may not be passed on."""
-    if manifest["recipe"].get("private") or manifest.get("private"):
+    if manifest["recipe"].get("private"):
         raise UserError(
-            "the dataset's manifest says that it is private, and the report shows rows of it: push the "
-            "adapter alone with --what adapter"
+            "the dataset's manifest says private: true, so its rows are not sent, nor the report, which shows "
+            "some: push the adapter alone with --what adapter"
         )
     allowed = (*PERMISSIVE, *HUB_LICENCES, *wanted.may_publish)
     problems = [problem for licence in licences(manifest) if (problem := judge(licence, allowed)[1])]

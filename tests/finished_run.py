@@ -23,7 +23,7 @@ def compared(base: float, tuned: float, low: float, high: float, n: int) -> dict
 def made_up_results() -> dict[str, Any]:
     """Exact match of two groups, the general one lost."""
     target, general = compared(0.25, 0.75, 0.25, 0.625, 40), compared(0.875, 0.75, -0.25, -0.0625, 24)
-    metrics = {
+    metrics: dict[str, dict[str, Any]] = {
         "exact_match": {
             "target": target,
             "general": general,
@@ -74,7 +74,10 @@ def save_results(folder: Path, base: BaseConfig) -> None:
     of_results = {"results.json": sha256_file(folder / "results.json")}
     report = {
         "config": {"base": settings_dict(base), "output": str(folder)},
-        "finding": {"target": "Exact match rose.", "general": "On 24 held-out general rows exact match fell."},
+        "finding": {
+            "target": "Exact match rose.",
+            "general": "On 24 held-out general rows exact match fell.",
+        },
         "training": {"steps": 20},
         "model": {"model": base.model, "note": f"{base.model}: glm_moe_dsa"},
     }

@@ -1,7 +1,7 @@
 """A server on the loopback interface that speaks the Hub's protocol, for pushes and pulls of the real client.
 
-It keeps commits as trees, large files by hash as the Hub's LFS does, and answers as huggingface_hub 2.4 expects:
-read there in hf_api.py, _commit_api.py and lfs.py. It has no Xet. `faults` are what goes wrong, in order.
+It keeps commits as trees, large files by hash as the Hub's LFS does, and answers as huggingface_hub 2.4
+expects: read there in hf_api.py, _commit_api.py and lfs.py. It has no Xet. `faults` are what goes wrong.
 """
 
 import base64
@@ -30,9 +30,16 @@ class Blob(NamedTuple):
     def entry(self, path: str) -> dict[str, Any]:
         """As the tree shows it."""
         sha256 = hashlib.sha256(self.content).hexdigest()
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(self.content)}\n"
+        pointer = (
+            f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(self.content)}\n"
+        )
         stored = pointer.encode() if self.is_lfs else self.content
-        found: dict[str, Any] = {"type": "file", "path": path, "size": len(self.content), "oid": git_oid(stored)}
+        found: dict[str, Any] = {
+            "type": "file",
+            "path": path,
+            "size": len(self.content),
+            "oid": git_oid(stored),
+        }
         if self.is_lfs:
             found["lfs"] = {"oid": sha256, "size": len(self.content), "pointerSize": len(stored)}
         return found
@@ -73,6 +80,7 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self, users: dict[str, str]):
         super().__init__(("127.0.0.1", 0), Handler)
         self.users, self.lock = users, threading.RLock()
+        self.role = "write"  # of every token
         self.repos: dict[tuple[str, str], Repo] = {}
         self.contents: dict[str, bytes] = {}  # of large files, by their sha256
         self.faults: list[Fault] = []
@@ -186,7 +194,8 @@ def git_oid(content: bytes) -> str:
 def whoami(handler: Handler, body: bytes, query: Any) -> tuple[Any, ...]:
     if (name := handler.user()) is None:
         return 401, {"error": "Invalid credentials in Authorization header"}
-    return 200, {"type": "user", "name": name, "orgs": []}
+    token = {"accessToken": {"displayName": "t", "role": handler.server.role}}
+    return 200, {"type": "user", "name": name, "orgs": [], "auth": token}
 
 
 def create(handler: Handler, body: bytes, query: Any) -> tuple[Any, ...]:
@@ -200,7 +209,9 @@ def create(handler: Handler, body: bytes, query: Any) -> tuple[Any, ...]:
         return 403, {"error": f"You don't have the rights to create a model under the namespace {owner}"}
     if key in handler.server.repos:
         return 409, {"error": "You already created this repo"}
-    repo = handler.server.repos[key] = Repo(asked.get("visibility") == "private" or bool(asked.get("private")))
+    repo = handler.server.repos[key] = Repo(
+        asked.get("visibility") == "private" or bool(asked.get("private"))
+    )
     repo.add({".gitattributes": Blob(GITATTRIBUTES, False)})
     return 200, {"url": f"{handler.server.url}/{key[1]}", "name": key[1]}
 

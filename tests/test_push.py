@@ -11,12 +11,13 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from finished_run import HUB_BASE, save_run, save_small_adapter, save_results
-from hub_server import Fault, HubServer, Repo, hub
+from finished_run import HUB_BASE, save_results, save_run, save_small_adapter
+from hub_server import Blob, Fault, HubServer, Repo, hub
 from huggingface_hub.utils import _http, _runtime
 from tuned_bases import logits, plain, save_base, tuned_logits
 
 from data_recipes.artefact import UserError
+from data_recipes.dataset import read_split
 from finetune.cli import main
 from finetune.hub.contents import WHAT, Wanted
 from finetune.hub.push import prepare, push
@@ -114,11 +115,19 @@ def test_what_was_pushed_loads_by_the_cards_own_code_with_the_same_numbers(
         )
         for name in ("ann/tuned", "ann/tuned-merged")
     }
+    rows = huggingface_hub.snapshot_download(
+        "ann/tuned-data", repo_type="dataset", endpoint=server.url, token=TOKEN, local_dir=tmp_path / "data"
+    )
+    for split in ("train", "validation", "test"):
+        assert list(read_split(rows, split)) == list(read_split(tiny_run.folder / "data", split))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: pulled[name])
     names = {f'"{HUB_BASE}"': repr(tiny_run.base.model)}
-    names |= {f'.from_pretrained({before}"{name}"': f".from_pretrained({before}{folder!r}"
-              for name, folder in pulled.items() for before in ("", "model, ")}
+    names |= {
+        f'.from_pretrained({before}"{name}"': f".from_pretrained({before}{folder!r}"
+        for name, folder in pulled.items()
+        for before in ("", "model, ")
+    }
     expected = tuned_logits(tiny_run.base, tiny_run.folder / "adapter")
     blocks = []
     for folder in pulled.values():
@@ -152,8 +161,15 @@ def test_a_changed_run_sends_what_changed_and_removes_what_is_stale(run: Any, se
     there = server.files("model", "ann/tuned")
     # Neither vLLM's nor SGLang's files of the old adapter may stay beside the new one.
     assert of_adapter.n_removed == 6
-    assert {name.partition("/")[0] for name in there if "/" in name} == {".eval_results", "local-experts", "report"}
-    assert there["local-experts/adapter.safetensors"] == (run.folder / "adapter/adapter.safetensors").read_bytes()
+    assert {name.partition("/")[0] for name in there if "/" in name} == {
+        ".eval_results",
+        "local-experts",
+        "report",
+    }
+    assert (
+        there["local-experts/adapter.safetensors"]
+        == (run.folder / "adapter/adapter.safetensors").read_bytes()
+    )
     assert len(server.repos["dataset", "ann/tuned-data"].commits) == 2  # the rows did not change
 
 
@@ -177,6 +193,7 @@ REFUSED = [
     ("POST", "verify", 500, r"ann/tuned: the Hub failed \(500\)"),
     ("POST", "commit", 403, "choose another --repo"),
     ("POST", "commit", 409, "changed by somebody else in the meantime"),
+    ("POST", "commit", 412, "changed by somebody else in the meantime"),
     ("POST", "commit", 500, "push again, and what was uploaded is not sent again"),
     ("POST", "commit", "cut", "the connection broke"),
     ("POST", "commit", "deaf", "the connection broke"),
@@ -198,7 +215,9 @@ def test_a_push_that_fails_publishes_no_half_and_the_next_one_finishes(
     (outcome,) = sent(tiny_run, server)
     assert (outcome.commit is None) == (kind == "deaf")
     assert len(server.files("model", "ann/tuned")) == 9
-    large = sum(len(b) for name, b in server.files("model", "ann/tuned").items() if name.endswith(".safetensors"))
+    large = sum(
+        len(b) for name, b in server.files("model", "ann/tuned").items() if name.endswith(".safetensors")
+    )
     assert server.n_bytes_put == large  # each once, over both pushes
 
 
@@ -265,7 +284,9 @@ def test_the_token_is_in_no_file_no_address_and_no_message(
     assert len(files) > 40 and not any(TOKEN.encode() in file.read_bytes() for file in files)
 
 
-def test_a_server_without_xet_is_sent_to_by_lfs_where_the_client_alone_fails(tiny_run: Any, server: HubServer):
+def test_a_server_without_xet_is_sent_to_by_lfs_where_the_client_alone_fails(
+    tiny_run: Any, server: HubServer
+):
     assert _runtime.is_xet_available()
     sent(tiny_run, server)
     assert server.n_asked("GET", "/api/models/ann/tuned/xet-write-token/main") == 1
@@ -274,4 +295,27 @@ def test_a_server_without_xet_is_sent_to_by_lfs_where_the_client_alone_fails(tin
     weights = tiny_run.folder / "adapter" / "adapter.safetensors"
     api = huggingface_hub.HfApi(endpoint=server.url, token=TOKEN)
     with pytest.raises(Exception, match="404|xet"):
-        api.upload_file(path_or_fileobj=weights.read_bytes() + b" ", path_in_repo="a.safetensors", repo_id="ann/tuned")
+        api.upload_file(
+            path_or_fileobj=weights.read_bytes() + b" ", path_in_repo="a.safetensors", repo_id="ann/tuned"
+        )
+
+
+def test_a_file_that_changes_while_it_is_sent_is_noticed(run: Any, server: HubServer):
+    contents = prepare(run.folder, OURS, run.base, HUB_BASE)
+    (run.folder / "adapter" / "train.json").write_text("{}")
+    with pytest.raises(UserError, match="other bytes than were listed for local-experts/train.json"):
+        list(send(logged_in(server.url)[0], contents, private=True))
+
+
+def test_a_repository_that_hides_files_from_a_commit_is_refused(tiny_run: Any, server: HubServer):
+    repo = server.repos["model", "ann/tuned"] = Repo(private=True)
+    repo.add({".gitignore": Blob(b"*.json", False)})
+    with pytest.raises(UserError, match="ann/tuned has a .gitignore"):
+        sent(tiny_run, server)
+
+
+def test_a_token_that_may_only_read_is_refused_at_once(tiny_run: Any, server: HubServer):
+    server.role = "read"
+    with pytest.raises(UserError, match="the token of ann may only read"):
+        pushed(tiny_run, server)
+    assert len(server.asked) == 1

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
-from finished_run import HUB_BASE, made_up_results, save_data, save_results, save_run
+from finished_run import HUB_BASE, compared, made_up_results, save_data, save_results, save_run
 from huggingface_hub import ModelCard, parse_eval_result_entries
-from made_up_dataset import HASH
 from tuned_bases import save_base
 
-from data_recipes.artefact import UserError, read_artefact, write_json
+from data_recipes.artefact import UserError, read_artefact, sha256_file, write_json
 from finetune.cli import main
 from finetune.config import BaseConfig
 from finetune.hub.contents import WHAT, Wanted
@@ -64,13 +63,13 @@ def test_the_card_says_what_the_files_say_as_the_hub_reads_it(run: Any):
     assert metadata.datasets == ["ann/tuned-data"]
     scores = {(one.dataset_config, one.metric_type): one for one in metadata.eval_results}
     assert sorted(scores) == [
-        ("en", "exact_match"),
         ("general", "exact_match"),
-        ("hi", "exact_match"),
+        ("general-en", "exact_match"),
         ("target", "bits_per_byte"),
         ("target", "exact_match"),
+        ("target-hi", "exact_match"),
     ]
-    lost = scores["en", "exact_match"]
+    lost = scores["general-en", "exact_match"]
     assert lost.metric_value == 0.75
     assert {key: lost.metric_args[key] for key in ("base", "low", "high", "n")} == {
         "base": 0.875,
@@ -106,13 +105,25 @@ def test_scores_are_read_back_by_the_library_as_they_were():
     assert read[3].notes == "base 0.875, difference -0.125 (-0.25 to -0.0625), n = 24; 95 % paired bootstrap"
 
 
-def test_a_language_in_both_groups_keeps_both_its_scores():
-    results = made_up_results() | {"inputs": {"dataset": HASH}}
-    by_language = results["metrics"]["exact_match"]["by_language"]
-    by_language["general"]["hi"] = by_language["general"].pop("en")
-    (card,) = model_index(results, "tuned", None)
-    values = {one["dataset"]["config"]: one["metrics"][0]["value"] for one in card["results"]}
-    assert {"hi", "hi-general"} <= values.keys()
+def test_tasks_are_in_the_index_and_the_card_with_their_names(run: Any):
+    results = read_artefact(run.folder / "results.json", "eval_results")
+    score = compared(0.5, 0.25, -0.5, -0.125, 16)
+    tables = {
+        "exact_match": {"all": score, "by_language": {"hi": score}},
+        "chrf": {"target": score, "general": None},
+    }
+    changed(run.folder / "results.json", tasks={"quiz": {"version": 2, "metrics": tables}})
+    changed(run.folder / "report.json", inputs={"results.json": sha256_file(run.folder / "results.json")})
+    (index,) = model_index(results | {"tasks": {"quiz": {"metrics": tables}}}, "tuned", None)
+    assert [one["dataset"]["config"] for one in index["results"]][-3:] == [
+        "quiz-all",
+        "quiz-all-hi",
+        "quiz-target",
+    ]
+    text = prepared(run)["ann/tuned"]["README.md"].read_text()
+    line = "0.5 | 0.25 | -0.25 | -0.5 to -0.125 | 16 |"
+    assert f"| exact match by checker | quiz, Hindi, rows | {line}" in text
+    assert "Got worse: chrF++, quiz, all target rows: base 0.5, difference -0.25" in text
 
 
 def test_no_file_that_goes_names_a_folder_of_this_machine(run: Any):
@@ -164,7 +175,9 @@ def test_files_of_two_runs_are_refused(run: Any):
         prepared(run)
     results = read_artefact(run.folder / "results.json", "eval_results")
     changed(run.folder / "results.json", inputs=results["inputs"] | {"adapter": "0" * 64})
-    with pytest.raises(UserError, match=r"results.json was made with another adapter: run `local-experts eval`"):
+    with pytest.raises(
+        UserError, match=r"results.json was made with another adapter: run `local-experts eval`"
+    ):
         prepared(run)
     changed(run.folder / "adapter" / "train.json", inputs={"data": "0" * 64})
     with pytest.raises(UserError, match="adapter was trained on other data"):
@@ -193,7 +206,9 @@ def test_rows_that_may_not_be_passed_on_are_not_sent_and_the_adapter_can_be(
 
 def test_a_licence_that_the_user_may_pass_on_is_said_by_name(run: Any):
     shutil.rmtree(run.folder / "data")
-    save_data(run.folder / "data", licences={"LicenseRef-newspaper": 4, "CC-BY-NC-4.0 OR LicenseRef-other": 1})
+    save_data(
+        run.folder / "data", licences={"LicenseRef-newspaper": 4, "CC-BY-NC-4.0 OR LicenseRef-other": 1}
+    )
     assert prepared(run, replace(PLAIN, may_publish=("LicenseRef-newspaper",)))["ann/tuned-data"]
 
 
@@ -213,7 +228,9 @@ def test_a_secret_in_a_file_stops_the_push_and_is_not_shown(
 ):
     monkeypatch.setenv("MY_DATABASE_PASSWORD", "correct horse battery")
     (run.folder / "adapter" / "metrics.jsonl").write_text(json.dumps({"note": content}))
-    with pytest.raises(UserError, match=f"nothing was sent.*\n  local-experts/metrics.jsonl: {what}\n") as raised:
+    with pytest.raises(
+        UserError, match=f"nothing was sent.*\n  local-experts/metrics.jsonl: {what}\n"
+    ) as raised:
         prepared(run)
     assert content not in str(raised.value)
 
@@ -242,8 +259,8 @@ def test_a_secret_that_lies_across_two_windows_is_found(tmp_path: Path, monkeypa
 def test_what_is_no_secret_is_no_finding(tmp_path: Path):
     environment = {"TOKENIZERS_PARALLELISM": "false", "SSH_KEY": str(tmp_path), "EDITOR": "a long value"}
     assert environment_secrets(environment, None) == {}
-    (tmp_path / "f.arrow").write_text("open /root/notes, hf_short, and /works elsewhere")
-    refuse_leaks({"f.arrow": tmp_path / "f.arrow"}, {}, ["/root", "/work/s"])
+    (tmp_path / "f.arrow").write_text("open /data/notes, hf_short, and /srv/ab elsewhere")
+    refuse_leaks({"f.arrow": tmp_path / "f.arrow"}, {}, ["/data", "/srv/a"])
     assert "/" not in machine_folders([Path("/")])
 
 

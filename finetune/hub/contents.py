@@ -36,6 +36,7 @@ class Wanted:
     check: str = "deltas"  # of an export: "logits" loads the base
     may_publish: tuple[str, ...] = ()  # licences that the user has the right to pass on
     licence: str | None = None  # of the adapter, the Hub's name
+    dataset: str | None = None  # where the rows are on the Hub, when they do not go with this push
 
 
 @dataclass(frozen=True)
@@ -67,23 +68,24 @@ def collect(run: FinishedRun, wanted: Wanted) -> list[Repository]:
 
 
 def dataset_name(wanted: Wanted) -> str | None:
-    """The data's name on the Hub, when it goes there too."""
-    return f"{wanted.repo}-data" if "dataset" in wanted.what else None
+    """The data's name on the Hub, when it is or goes there."""
+    return f"{wanted.repo}-data" if "dataset" in wanted.what else wanted.dataset
 
 
 def refuse_rows(manifest: dict[str, Any], wanted: Wanted) -> None:
     """Raise UserError when the rows of a dataset, of which a report shows some, may not be passed on."""
     if manifest["recipe"].get("private"):
         raise UserError(
-            "the dataset's manifest says private: true, so its rows are not sent, nor the report, which shows "
-            "some: push the adapter alone with --what adapter"
+            "the dataset's manifest says private: true, so its rows are not sent, nor the report, which "
+            "shows some: push the adapter alone with --what adapter"
         )
     allowed = (*PERMISSIVE, *HUB_LICENCES, *wanted.may_publish)
     problems = [problem for licence in licences(manifest) if (problem := judge(licence, allowed)[1])]
     if problems:
         raise UserError(
-            f"rows may not be passed on: {'; '.join(problems)}; leave those sources out and build again, push "
-            "the adapter alone with --what adapter, or say with --may-publish LICENCE that you have the right"
+            f"rows may not be passed on: {'; '.join(problems)}; leave those sources out and build again, "
+            "push the adapter alone with --what adapter, or say with --may-publish LICENCE that you have the "
+            "right"
         )
 
 
@@ -111,7 +113,9 @@ def _dataset(run: FinishedRun, wanted: Wanted) -> Repository:
     data = run.folder / "data"
     for name in ("README.md", "croissant.json"):
         if not (data / name).is_file():
-            raise UserError(f"{data / name} does not exist: build the dataset again with `local-experts data`")
+            raise UserError(
+                f"{data / name} does not exist: build the dataset again with `local-experts data`"
+            )
     files = _files_of(data, "")
     owned = tuple(sorted({name.partition("/")[0] + "/" for name in files if "/" in name}))
     return Repository(f"{wanted.repo}-data", "dataset", files, owned)
@@ -129,7 +133,9 @@ def _model(run: FinishedRun, wanted: Wanted) -> Repository:
     if "report" in wanted.what:
         files |= published_report(run, staged / "report")
     owned = [FOLDERS[name] for name in FOLDERS if FOLDERS[name]] if has_adapter else []
-    return Repository(wanted.repo, "model", files, (*owned, *(["report/"] if "report" in wanted.what else [])))
+    return Repository(
+        wanted.repo, "model", files, (*owned, *(["report/"] if "report" in wanted.what else []))
+    )
 
 
 def _merged(run: FinishedRun, wanted: Wanted) -> Repository:

@@ -1,4 +1,4 @@
-"""Exactly what a push sends: each file with its bytes and hashes, as the dry run shows it and as it is checked.
+"""Exactly what a push sends: each file with its bytes and hashes, as the dry run shows and the end checks it.
 
 Reads the files once; what the Hub has afterwards is held against these hashes.
 """

@@ -50,7 +50,7 @@ def model_card(run: FinishedRun, card: CardOf) -> str:
         rank=rank,
         vllm_rank=next((allowed for allowed in VLLM_RANKS if allowed >= rank), rank),
         auto_class=_auto_class(run.results["settings"]["model_type"]),
-        fell=[one for one in scores_of(run.results) if one.group == "general" and _is_loss(one)],
+        fell=[one for one in scores_of(run.results) if one.is_loss],
     )
     return f"---\n{front_matter(run, card)}---\n\n{text}"
 
@@ -99,13 +99,6 @@ def _template() -> Template:
 def _title(run: FinishedRun) -> str:
     names = ", ".join(facts.form_name(code) for code in target_languages(run.manifest))
     return f"{run.hub_base or run.base.model}, tuned for {names}"
-
-
-def _is_loss(score: Any) -> bool:
-    """Whether the interval of the difference lies wholly on the worse side."""
-    if score.metric == "bits_per_byte":
-        return score.compared["low"] > 0
-    return score.compared["high"] < 0
 
 
 def _auto_class(model_type: str) -> str:

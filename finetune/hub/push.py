@@ -3,8 +3,8 @@
     local-experts push --config configs/runs/quickstart.yaml --repo OWNER/NAME --dry-run
     local-experts push --run runs/quickstart --repo OWNER/NAME --formats ours peft sglang
 
-Reads the run's folder; writes `hub/` in it (exports, cards) and the repositories OWNER/NAME (adapter, report),
-OWNER/NAME-data and OWNER/NAME-merged. They are private unless --public is said.
+Reads the run's folder; writes `hub/` in it (exports, cards) and the repositories OWNER/NAME (adapter and
+report), OWNER/NAME-data and OWNER/NAME-merged. They are private unless --public is said.
 """
 
 import argparse
@@ -57,7 +57,9 @@ def push(
     hub_base: str | None = None,
     endpoint: str | None = None,
 ) -> list[Outcome]:
-    """Send a run to the Hub and say what became of each repository; `endpoint` None is HF_ENDPOINT or the Hub.
+    """Send a run to the Hub and say what became of each repository.
+
+    `endpoint` None is that of HF_ENDPOINT, or the Hub.
 
     Raises:
         UserError: as `prepare`, or the Hub refuses.
@@ -84,9 +86,12 @@ def _said(outcome: Outcome) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`local-experts push`: show what goes, and send it."""
-    arguments = _parser().parse_args(argv)
+    # intermixed: changes may stand before and after --config
+    arguments = _parser().parse_intermixed_args(argv)
+    if arguments.run and arguments.overrides:
+        raise UserError(f"{arguments.overrides[0]!r} is a change to a config: say --config FILE, not --run")
     if arguments.config:
-        config = load_run_config(arguments.config, arguments.set)
+        config = load_run_config(arguments.config, arguments.overrides)
         folder, base = Path(config.output), config.base
     else:
         folder, base = Path(arguments.run), None
@@ -102,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check=arguments.check,
         may_publish=tuple(arguments.may_publish),
         licence=arguments.licence,
+        dataset=arguments.dataset,
     )
     if arguments.dry_run:
         contents = prepare(folder, wanted, base, arguments.base)
@@ -119,13 +125,16 @@ def _parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", metavar="FILE", help="of the run, as configs/runs/quickstart.yaml")
     source.add_argument("--run", metavar="FOLDER", help="of the run, as runs/quickstart")
-    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="changes to --config")
-    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="of the adapter; NAME alone is yours")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to --config")
+    parser.add_argument(
+        "--repo", required=True, metavar="OWNER/NAME", help="of the adapter; NAME alone is yours"
+    )
     parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT), help="default: all three")
     parser.add_argument(
         "--formats", nargs="+", choices=FORMATS, default=["ours", "peft"], help="default: ours peft"
     )
     parser.add_argument("--base", metavar="OWNER/NAME", help="what a base in a local folder is on the Hub")
+    parser.add_argument("--dataset", metavar="OWNER/NAME", help="where the rows are on the Hub already")
     parser.add_argument("--licence", metavar="NAME", help="of the adapter, as the Hub calls it: apache-2.0")
     parser.add_argument(
         "--may-publish", nargs="+", default=[], metavar="LICENCE", help="of rows, which you may pass on"

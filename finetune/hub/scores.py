@@ -20,22 +20,31 @@ METRIC_NAMES = {
     "script_share": "share of letters in the expected script",
 }
 GROUP_NAMES = {"target": "languages that were trained", "general": "languages that must not be forgotten"}
+LOWER_IS_BETTER = ("bits_per_byte",)
 
 
 class Score(NamedTuple):
     """One compared metric of one group of rows, of one language or of all."""
 
     metric: str
-    group: str
+    group: str  # "target" or "general"; "all" of a task that has no groups
     language: str | None
     compared: Mapping[str, Any]
+    task: str | None = None  # None: the run's own held-out rows
 
     @property
     def rows(self) -> str:
-        """Which held-out rows, in words."""
-        if self.language is None:
-            return f"all {self.group} rows"
-        return f"{form_name(self.language)}, {self.group} rows"
+        """Which rows, in words."""
+        of_group = "rows" if self.group == "all" else f"{self.group} rows"
+        said = f"all {of_group}" if self.language is None else f"{form_name(self.language)}, {of_group}"
+        return f"{self.task}, {said}" if self.task else said
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether the interval of the difference lies wholly on the worse side."""
+        if self.metric in LOWER_IS_BETTER:
+            return self.compared["low"] > 0
+        return self.compared["high"] < 0
 
     @property
     def against(self) -> str:
@@ -48,8 +57,11 @@ class Score(NamedTuple):
 
 
 def scores_of(results: Mapping[str, Any]) -> list[Score]:
-    """Every metric of each group, in all and by language, in the order of the results."""
-    return list(_scores(results["metrics"]))
+    """Every metric of each group, in all and by language, in the order of the results; then the tasks."""
+    own = list(_scores(results["metrics"], None))
+    return own + [
+        one for name, task in results.get("tasks", {}).items() for one in _scores(task["metrics"], name)
+    ]
 
 
 def model_index(results: Mapping[str, Any], name: str, dataset: str | None) -> list[dict[str, Any]]:
@@ -61,10 +73,11 @@ def model_index(results: Mapping[str, Any], name: str, dataset: str | None) -> l
             task_type="text-generation",
             task_name="Localized instructions",
             dataset_type=dataset or "local-experts",
-            dataset_name=f"Held-out rows, {score.rows}",
-            dataset_config=score.language or score.group,
+            dataset_name=f"{'Task' if score.task else 'Held-out rows'}: {score.rows}",
+            # The library takes scores together by this and not by the name.
+            dataset_config="-".join(filter(None, (score.task, score.group, score.language))),
             dataset_split="test",
-            dataset_args={"group": score.group, "content_hash": revision},
+            dataset_args={"content_hash": revision} if score.task is None else None,
             metric_type=score.metric,
             metric_name=METRIC_NAMES.get(score.metric, score.metric),
             metric_value=score.compared["tuned"],
@@ -72,17 +85,11 @@ def model_index(results: Mapping[str, Any], name: str, dataset: str | None) -> l
         )
         for score in scores_of(results)
     ]
-    # Its key of a group leaves `dataset_args` out, so config must tell rows apart: a language in two groups.
-    seen: dict[str | None, str] = {}
-    for entry in found:
-        group = entry.dataset_args["group"] if entry.dataset_args else ""
-        if seen.setdefault(entry.dataset_config, group) != group:
-            entry.dataset_config = f"{entry.dataset_config}-{group}"
     return eval_results_to_model_index(name, found)
 
 
 def eval_results_yaml(results: Mapping[str, Any], dataset: str) -> str:
-    """The text of `.eval_results/local-experts.yaml`, of rows that are in the Hub's dataset `dataset`."""
+    """The text of `.eval_results/local-experts.yaml`: what was measured on rows of the Hub's `dataset`."""
     settings = results["settings"]
     entries = [
         EvalResultEntry(
@@ -92,15 +99,20 @@ def eval_results_yaml(results: Mapping[str, Any], dataset: str) -> str:
             notes=f"{score.against}; {settings.get('confidence_percent', 95):g} % paired bootstrap",
         )
         for score in scores_of(results)
+        if score.task is None
     ]
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
 
 
-def _scores(metrics: Mapping[str, Any]) -> Iterator[Score]:
+def _scores(metrics: Mapping[str, Any], task: str | None) -> Iterator[Score]:
     for metric, table in metrics.items():
-        for group in GROUP_NAMES:
+        for group in (*GROUP_NAMES, "all"):
             if table.get(group) is None:
                 continue
-            yield Score(metric, group, None, table[group])
-            for language, compared in sorted(table.get("by_language", {}).get(group, {}).items()):
-                yield Score(metric, group, language, compared)
+            yield Score(metric, group, None, table[group], task)
+            by_language = table.get("by_language", {})
+            # A task without groups has its languages right there.
+            for language, compared in sorted(
+                (by_language if group == "all" else by_language.get(group, {})).items()
+            ):
+                yield Score(metric, group, language, compared, task)

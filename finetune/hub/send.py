@@ -10,7 +10,11 @@ from typing import Any, NamedTuple
 
 import huggingface_hub.constants
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  of its HTTP client, whichever that is
+    OfflineModeIsEnabled,
+)
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from data_recipes.artefact import UserError
@@ -22,8 +26,8 @@ REASONS = {
     400: "the Hub refuses what is sent",
     401: "the Hub does not know your token: log in again with `hf auth login`, or set HF_TOKEN",
     402: "the Hub asks for a paid plan (for the size of private storage, as a rule)",
-    403: "it is somebody else's, or your token may not write there: choose another --repo, or make a token with "
-    "the role write at the Hub's settings and `hf auth login` with it",
+    403: "it is somebody else's, or your token may not write there: choose another --repo, or make a token "
+    "with the role write in the Hub's settings and `hf auth login` with it",
     404: "the Hub does not find it, or does not show it to your token",
     409: "the repository was changed by somebody else in the meantime",
     412: "the repository was changed by somebody else in the meantime",
@@ -50,8 +54,8 @@ def logged_in(endpoint: str | None = None) -> tuple[HfApi, str]:
     """
     if huggingface_hub.constants.is_offline_mode():
         raise UserError(
-            "HF_HUB_OFFLINE is set, so nothing can be pushed: unset it (HF_HUB_OFFLINE=0 local-experts push ...), "
-            "or look at what would go with --dry-run"
+            "HF_HUB_OFFLINE is set, so nothing can be pushed: unset it (HF_HUB_OFFLINE=0 local-experts push "
+            "...), or look at what would go with --dry-run"
         )
     token = get_token()
     if token is None:
@@ -61,7 +65,13 @@ def logged_in(endpoint: str | None = None) -> tuple[HfApi, str]:
         )
     api = HfApi(endpoint=endpoint, token=token, library_name="local-experts")
     with explained("the Hub", api):
-        return api, api.whoami()["name"]
+        who = api.whoami()
+    if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise UserError(
+            f"the token of {who['name']} may only read: make one with the role write "
+            "(huggingface.co/settings/tokens) and `hf auth login` with it"
+        )
+    return api, who["name"]
 
 
 def send(
@@ -111,7 +121,8 @@ def _commit(api: HfApi, repository: Repository, files: Sequence[Listed], head: s
     there = _tree(api, repository, head)
     if ".gitignore" in there:
         raise UserError(
-            f"{repository.name} has a .gitignore, by which the Hub leaves files out without a word: remove it there"
+            f"{repository.name} has a .gitignore, by which the Hub leaves files out without a word: remove "
+            "it there"
         )
     names = {file.name for file in files}
     changed = [file for file in files if not is_there(file, there.get(file.name))]
@@ -132,17 +143,15 @@ def _commit(api: HfApi, repository: Repository, files: Sequence[Listed], head: s
     there = _tree(api, repository, made.oid)
     if wrong := [file.name for file in files if not is_there(file, there.get(file.name))]:
         raise UserError(
-            f"{repository.name}: after the push the Hub has other bytes than were listed for {', '.join(wrong)}: "
-            "a file changed while it was sent; push again"
+            f"{repository.name}: after the push the Hub has other bytes than were listed for "
+            f"{', '.join(wrong)}: a file changed while it was sent; push again"
         )
     return Outcome(repository.name, url, made.oid, len(changed), len(gone))
 
 
 def _tree(api: HfApi, repository: Repository, commit: str | None) -> dict[str, Any]:
     """The files of a commit by path."""
-    entries = api.list_repo_tree(
-        repository.name, recursive=True, revision=commit, repo_type=repository.kind
-    )
+    entries = api.list_repo_tree(repository.name, recursive=True, revision=commit, repo_type=repository.kind)
     return {entry.path: entry for entry in entries if hasattr(entry, "blob_id")}
 
 

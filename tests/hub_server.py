@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -68,7 +68,8 @@ class Fault:
 
     method: str
     path: str  # a regular expression
-    kind: int | str  # a status, "cut" in the middle of the body, or "deaf": done, but never answered
+    # A status; "cut" in the middle of the body, or what is done before that; "deaf": done, but not answered.
+    kind: int | str | Callable[[], object]
     times: int = 1
 
 
@@ -98,7 +99,7 @@ class HubServer(ThreadingHTTPServer):
     def n_asked(self, method: str, path: str) -> int:
         return sum(1 for m, p, _ in self.asked if m == method and re.search(path, p))
 
-    def fault(self, method: str, path: str) -> int | str | None:
+    def fault(self, method: str, path: str) -> int | str | Callable[[], object] | None:
         with self.lock:
             for fault in self.faults:
                 if fault.times > 0 and fault.method == method and re.search(fault.path, path):
@@ -128,7 +129,9 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.asked.append((self.command, self.path, dict(self.headers)))
         kind = self.server.fault(self.command, path)
-        if kind == "cut":
+        if callable(kind):
+            kind()
+        if kind == "cut" or callable(kind):
             self.rfile.read(int(self.headers.get("content-length") or 2) // 2)
             self.close_connection = True
             self.connection.close()

@@ -1,8 +1,11 @@
 """A push to a server that speaks the Hub's protocol, by the real client: what goes, and what goes wrong."""
 
 import hashlib
+import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +22,12 @@ from tuned_bases import logits, plain, save_base, tuned_logits
 from data_recipes.artefact import UserError
 from data_recipes.dataset import read_split
 from finetune.cli import main
+from finetune.exporting.peft_folder import read_stamp
 from finetune.hub.contents import WHAT, Wanted
 from finetune.hub.push import prepare, push
 from finetune.hub.send import logged_in, send
 
+ROOT = Path(__file__).parents[1]
 TOKEN, BOBS = "hf_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7", "hf_" + "b" * 34
 ALL = Wanted("ann/tuned", formats=("ours", "peft", "vllm", "sglang", "merged"))
 OURS = Wanted("ann/tuned", what=("adapter",))
@@ -319,3 +324,40 @@ def test_a_token_that_may_only_read_is_refused_at_once(tiny_run: Any, server: Hu
     with pytest.raises(UserError, match="the token of ann may only read"):
         pushed(tiny_run, server)
     assert len(server.asked) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_push_goes_on_and_the_cards_commands_fetch_what_the_servers_load(
+    run: Any, server: HubServer, tmp_path: Path
+):
+    environment = os.environ | {
+        "HF_ENDPOINT": server.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path / "home"),
+    }
+    line = [sys.executable, "-m", "finetune.cli", "push", "--run", str(run.folder), "--repo", ALL.repo]
+    line += ["--base", HUB_BASE, "--what", "adapter", "--formats", "ours", "vllm", "sglang"]
+    process = subprocess.Popen(line, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    server.faults = [Fault("PUT", "storage", process.kill)]
+    process.communicate(timeout=120)
+    assert process.returncode == -9
+    assert list(server.files("model", "ann/tuned")) == [".gitattributes"]
+    finished = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    assert "ann/tuned: 11 files in commit" in finished.stdout
+    card = server.files("model", "ann/tuned")["README.md"].decode()
+    downloads = re.findall(r"^hf download .*$", card, re.MULTILINE)
+    assert len(downloads) == 2
+    path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    for download in downloads:
+        subprocess.run(
+            download,
+            shell=True,
+            check=True,
+            cwd=tmp_path,
+            env=environment | {"PATH": path},
+            capture_output=True,
+        )
+    for name in ("vllm", "sglang"):
+        assert f"--lora-modules tuned=tuned/{name}" in card or f"--lora-paths tuned=tuned/{name}" in card
+        assert read_stamp(tmp_path / "tuned" / name)

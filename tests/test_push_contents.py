@@ -84,7 +84,7 @@ def test_the_card_says_what_the_files_say_as_the_hub_reads_it(run: Any):
         "| exact match by checker | Hindi, target rows | 0.25 | 0.75 | +0.5 | +0.25 to +0.625 | 40 |",
         "CC-BY-4.0 (4 rows), Unicode-3.0 (1 row)",
         "Made-up Chats by A. Author and B. Author",
-        "Got worse: exact match by checker, English, general rows",
+        "Got worse, exact match by checker: all general rows -0.125 (n = 24), English, general rows -0.125",
         'PeftModel.from_pretrained(model, "ann/tuned")',
     ):
         assert text in card.text
@@ -123,7 +123,7 @@ def test_tasks_are_in_the_index_and_the_card_with_their_names(run: Any):
     text = prepared(run)["ann/tuned"]["README.md"].read_text()
     line = "0.5 | 0.25 | -0.25 | -0.5 to -0.125 | 16 |"
     assert f"| exact match by checker | quiz, Hindi, rows | {line}" in text
-    assert "Got worse: chrF++, quiz, all target rows: base 0.5, difference -0.25" in text
+    assert "Got worse, chrF++: quiz, all target rows -0.25 (n = 16)." in text
 
 
 def test_no_file_that_goes_names_a_folder_of_this_machine(run: Any):

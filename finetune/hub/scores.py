@@ -57,7 +57,7 @@ class Score(NamedTuple):
 
 
 def scores_of(results: Mapping[str, Any]) -> list[Score]:
-    """Every metric of each group, in all and by language, in the order of the results; then the tasks."""
+    """Every metric of each group, in all and by language, the well-known first; then the tasks."""
     own = list(_scores(results["metrics"], None))
     return own + [
         one for name, task in results.get("tasks", {}).items() for one in _scores(task["metrics"], name)
@@ -105,7 +105,9 @@ def eval_results_yaml(results: Mapping[str, Any], dataset: str) -> str:
 
 
 def _scores(metrics: Mapping[str, Any], task: str | None) -> Iterator[Score]:
-    for metric, table in metrics.items():
+    known = [metric for metric in METRIC_NAMES if metric in metrics]
+    for metric in (*known, *sorted(metrics.keys() - known)):
+        table = metrics[metric]
         for group in (*GROUP_NAMES, "all"):
             if table.get(group) is None:
                 continue

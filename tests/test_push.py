@@ -162,10 +162,11 @@ def test_a_changed_run_sends_what_changed_and_removes_what_is_stale(run: Any, se
     shutil.rmtree(run.folder / "adapter")
     save_small_adapter(run.folder / "adapter", run.base, seed=6)
     save_results(run.folder, run.base)
-    of_adapter = pushed(run, server, replace(OURS, what=WHAT))[1]
+    of_adapter = pushed(run, server, replace(OURS, what=WHAT, formats=("ours",)))[1]
     there = server.files("model", "ann/tuned")
-    # Neither vLLM's nor SGLang's files of the old adapter may stay beside the new one.
-    assert of_adapter.n_removed == 6
+    # No file of the old adapter for PEFT, vLLM or SGLang may stay beside the new one.
+    assert of_adapter.n_removed == 9
+    assert "adapter_model.safetensors" not in there
     assert {name.partition("/")[0] for name in there if "/" in name} == {
         ".eval_results",
         "local-experts",

@@ -91,6 +91,36 @@ def test_the_card_says_what_the_files_say_as_the_hub_reads_it(run: Any):
     assert "vllm" not in card.text.lower()  # of what was not exported nothing is promised
 
 
+def test_rows_that_are_on_the_hub_already_are_named_in_card_and_scores(run: Any):
+    wanted = replace(PLAIN, what=("adapter",))
+    assert sorted(prepared(run, wanted)) == ["ann/tuned"]
+    assert ".eval_results/local-experts.yaml" not in prepared(run, wanted)["ann/tuned"]
+    files = prepared(run, replace(wanted, dataset="bob/rows"))["ann/tuned"]
+    assert ModelCard.load(files["README.md"]).data.datasets == ["bob/rows"]
+    scores = parse_eval_result_entries(yaml.safe_load(files[".eval_results/local-experts.yaml"].read_text()))
+    assert {one.dataset_id for one in scores} == {"bob/rows"}
+
+
+def test_the_runs_config_says_where_its_folder_is(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    smallest = {"name": "small", "data": {"recipe": "a.yaml"}, "train": {"steps": 1, "learning_rate": 0.1}}
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(smallest | {"base": {"model": run.base.model}}))
+    line = [
+        "push",
+        "--config",
+        str(config),
+        f"output={run.folder}",
+        "--repo",
+        "ann/tuned",
+        "--base",
+        HUB_BASE,
+    ]
+    assert main([*line, "--what", "dataset", "--dry-run", "--public"]) == 0
+    assert capsys.readouterr().out.startswith("dataset  ann/tuned-data  PUBLIC, ")
+
+
 def test_scores_are_read_back_by_the_library_as_they_were():
     text = eval_results_yaml(made_up_results(), "ann/rows")
     read = parse_eval_result_entries(yaml.safe_load(text))
@@ -145,6 +175,22 @@ def test_a_base_in_a_folder_needs_its_name_on_the_hub(run: Any):
         prepared(run, hub_base=None)
     with pytest.raises(UserError, match="--base 'my base' is no name on the Hub"):
         prepared(run, hub_base="my base")
+
+
+def test_a_base_named_by_a_bare_word_is_refused_where_the_word_would_be_replaced(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(Path(run.base.model).parent)
+    bare = SimpleNamespace(folder=run.folder, base=replace(run.base, model="private-base"))
+    save_results(run.folder, bare.base)
+    with pytest.raises(
+        UserError, match="cannot be told from a word in the report.*base.model=./private-base"
+    ):
+        prepared(bare)
+    relative = SimpleNamespace(folder=run.folder, base=replace(run.base, model="./private-base"))
+    save_results(run.folder, relative.base)
+    report = prepared(relative)["ann/tuned"]["report/report.html"].read_text()
+    assert report.startswith(f"<p>{HUB_BASE}: glm_moe_dsa")
 
 
 def test_the_shipped_base_is_named_and_its_folder_is_not(run: Any):
@@ -237,13 +283,18 @@ def test_a_secret_in_a_file_stops_the_push_and_is_not_shown(
 
 def test_pickles_and_paths_stop_the_push_all_listed(run: Any):
     (run.folder / "data" / "rows.pkl").write_bytes(b"x")
-    (run.folder / "data" / "notes.json").write_text(json.dumps({"at": f"{Path.home()}/rows"}))
+    (run.folder / "data" / "notes.json").write_text(json.dumps({"at": str(run.folder)}))
+    elsewhere = run.folder.parent / "corpus"
+    elsewhere.mkdir()
+    (run.folder / "data" / "source.json").write_text(json.dumps({"recipe": {"path": str(elsewhere)}}))
     with pytest.raises(UserError) as raised:
         prepared(run)
     lines = str(raised.value).splitlines()
-    assert lines[1:3] == [
-        f"  notes.json: the folder {Path.home()} of this machine",
+    assert lines[1:5] == [
+        f"  notes.json: the folder {run.folder} of this machine",
+        f"  notes.json: the path {run.folder} of this machine",
         "  rows.pkl: a pickle or array file, which can run code when it is loaded",
+        f"  source.json: the path {elsewhere} of this machine",
     ]
 
 
@@ -259,9 +310,9 @@ def test_a_secret_that_lies_across_two_windows_is_found(tmp_path: Path, monkeypa
 def test_what_is_no_secret_is_no_finding(tmp_path: Path):
     environment = {"TOKENIZERS_PARALLELISM": "false", "SSH_KEY": str(tmp_path), "EDITOR": "a long value"}
     assert environment_secrets(environment, None) == {}
-    (tmp_path / "f.arrow").write_text("open /data/notes, hf_short, and /srv/ab elsewhere")
-    refuse_leaks({"f.arrow": tmp_path / "f.arrow"}, {}, ["/data", "/srv/a"])
-    assert "/" not in machine_folders([Path("/")])
+    (tmp_path / "f.md").write_text("open /data/notes, hf_short, and /srv/ab elsewhere, or /usr/bin")
+    refuse_leaks({"f.md": tmp_path / "f.md"}, {}, ["/srv/a"])
+    assert machine_folders([Path("/"), Path("/data"), tmp_path]) == [str(tmp_path)]
 
 
 @pytest.mark.parametrize(
@@ -271,6 +322,7 @@ def test_what_is_no_secret_is_no_finding(tmp_path: Path):
         (["--repo", "tuned", "--dry-run"], "--repo 'tuned' is no name on the Hub"),
         (["--repo", "tuned"], "HF_HUB_OFFLINE is set, so nothing can be pushed: unset it"),
         (["--repo", "ann/tuned"], "HF_HUB_OFFLINE is set"),
+        (["--repo", "ann/tuned", "seed=1"], "'seed=1' is a change to a config: say --config FILE, not --run"),
     ],
 )
 def test_a_bad_command_is_one_line(

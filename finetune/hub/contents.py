@@ -24,6 +24,8 @@ WHAT = ("adapter", "dataset", "report")
 # Where a format lies in the repository of the adapter: PEFT's loads from the top, by the name alone.
 FOLDERS = {"ours": "local-experts/", "peft": "", "vllm": "vllm/", "sglang": "sglang/"}
 EVAL_RESULTS = ".eval_results/local-experts.yaml"
+# At the top of the repository, so owned by name.
+PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors", "export.json")
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Repository:
-    """One repository as it is to be; `owned` are the folders in which nothing else may stay."""
+    """One repository as it is to be; of what begins with one of `owned`, only `files` may stay."""
 
     name: str
     kind: str  # "model" or "dataset"
@@ -117,8 +119,8 @@ def _dataset(run: FinishedRun, wanted: Wanted) -> Repository:
                 f"{data / name} does not exist: build the dataset again with `local-experts data`"
             )
     files = _files_of(data, "")
-    owned = tuple(sorted({name.partition("/")[0] + "/" for name in files if "/" in name}))
-    return Repository(f"{wanted.repo}-data", "dataset", files, owned)
+    splits = sorted({name.partition("/")[0] + "/" for name in files if "/" in name})
+    return Repository(f"{wanted.repo}-data", "dataset", files, (*splits, "LICENSE.md"))
 
 
 def _model(run: FinishedRun, wanted: Wanted) -> Repository:
@@ -132,10 +134,10 @@ def _model(run: FinishedRun, wanted: Wanted) -> Repository:
         files |= _card_files(run, wanted, staged, formats)
     if "report" in wanted.what:
         files |= published_report(run, staged / "report")
-    owned = [FOLDERS[name] for name in FOLDERS if FOLDERS[name]] if has_adapter else []
-    return Repository(
-        wanted.repo, "model", files, (*owned, *(["report/"] if "report" in wanted.what else []))
-    )
+    # A format that does not go this time would stay there of an older adapter, under the new card.
+    of_adapter = (*filter(None, FOLDERS.values()), *PEFT_FILES, EVAL_RESULTS) if has_adapter else ()
+    of_report = ("report/",) if "report" in wanted.what else ()
+    return Repository(wanted.repo, "model", files, (*of_adapter, *of_report))
 
 
 def _merged(run: FinishedRun, wanted: Wanted) -> Repository:
@@ -143,7 +145,7 @@ def _merged(run: FinishedRun, wanted: Wanted) -> Repository:
     files = _files_of(exported(run, "merged", wanted.check), "")
     files.pop("README.md", None)  # the base's card
     files |= _card_files(run, wanted, staged, ["merged"])
-    return Repository(f"{wanted.repo}-merged", "model", files, ("model",))
+    return Repository(f"{wanted.repo}-merged", "model", files, ("model-", "model.safetensors", EVAL_RESULTS))
 
 
 def _adapter_files(run: FinishedRun, name: str, check: str, staged: Path) -> dict[str, Path]:

@@ -25,8 +25,9 @@ SECRET_NAME = re.compile(
 )
 SHORTEST_SECRET = 8  # letters: a shorter value is no secret that could be told from a word
 WINDOW_BYTES, OVERLAP_BYTES = 1 << 22, 1 << 12
-# Rows and weights may hold the words of anybody: there only a path of two folders or more is ours.
-DATA_SUFFIXES = (".arrow", ".parquet", ".safetensors")
+TEXT_SUFFIXES = (".json", ".jsonl", ".md", ".html", ".yaml", ".txt", ".csv")
+ABSOLUTE_PATH = re.compile(rb"(?<![\w.:/<~-])/[\w.@+-]+(?:/[\w.@+-]+)+")
+SYSTEM_FOLDERS = ("bin", "dev", "etc", "lib", "lib64", "proc", "sbin", "sys", "usr")  # the same everywhere
 
 
 def environment_secrets(environment: Mapping[str, str], token: str | None) -> dict[str, bytes]:
@@ -40,9 +41,12 @@ def environment_secrets(environment: Mapping[str, str], token: str | None) -> di
 
 
 def machine_folders(folders: Iterable[Path]) -> list[str]:
-    """The folders whose names nobody else should read, as they could stand in a file."""
+    """The folders whose names nobody else should read, as they could stand in a file.
+
+    A name right under / ("/root", "/data") says nothing of anybody, and rows may speak of it.
+    """
     every = {form for folder in folders for form in (str(folder.absolute()), str(folder.resolve()))}
-    return sorted(form for form in every if len(Path(form).parts) > 1)
+    return sorted(form for form in every if len(Path(form).parts) > 2)
 
 
 def refuse_leaks(files: Mapping[str, Path], secrets: Mapping[str, bytes], folders: Sequence[str]) -> None:
@@ -65,13 +69,11 @@ def refuse_leaks(files: Mapping[str, Path], secrets: Mapping[str, bytes], folder
 
 
 def _found_in(name: str, path: Path, secrets: Mapping[str, bytes], folders: Sequence[str]) -> list[str]:
-    depth = 3 if name.endswith(DATA_SUFFIXES) else 2
     sought = {
         f"the folder {folder} of this machine": re.compile(
             rb"(?<![\w.-])" + re.escape(folder.encode()) + rb"(?![\w-])"
         )
         for folder in folders
-        if len(Path(folder).parts) >= depth
     }
     sought |= {what: re.compile(re.escape(value)) for what, value in secrets.items()} | SECRET_FORMS
     found: list[str] = []
@@ -79,8 +81,17 @@ def _found_in(name: str, path: Path, secrets: Mapping[str, bytes], folders: Sequ
     for block in _texts(path):
         window = rest + block
         found += [what for what, pattern in sought.items() if what not in found and pattern.search(window)]
+        if name.endswith(TEXT_SUFFIXES):
+            found += [what for what in _paths_of_here(window) if what not in found]
         rest = window[-OVERLAP_BYTES:]
     return found
+
+
+def _paths_of_here(text: bytes) -> list[str]:
+    """Absolute paths in a text that exist on this machine, as that of a recipe's source."""
+    paths = sorted({path.decode() for path in ABSOLUTE_PATH.findall(text)})
+    own = [path for path in paths if path.split("/")[1] not in SYSTEM_FOLDERS and os.path.exists(path)]
+    return [f"the path {path} of this machine" for path in own]
 
 
 def _texts(path: Path) -> Iterator[bytes]:

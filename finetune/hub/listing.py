@@ -42,7 +42,7 @@ def shown(repository: Repository, files: Sequence[Listed], private: bool) -> str
     head = f"{repository.kind:<9}{repository.name}  {visibility}, {len(files)} files, {n_bytes:,} bytes"
     lines = [f"  {file.sha256}  {file.n_bytes:>14,}  {file.name}" for file in files]
     if repository.owned:
-        lines.append(f"  of earlier pushes, all else is removed from: {', '.join(repository.owned)}")
+        lines.append(f"  of an earlier push is removed what is not listed: {', '.join(repository.owned)}")
     return "\n".join([head, *lines])
 
 

@@ -54,5 +54,5 @@ def _folder_names(run: FinishedRun) -> dict[str, str]:
         )
     assert run.hub_base is not None, "a local base has a name on the Hub"
     # As it stands in JSON, and so in the page's data.
-    spelled = {model, json.dumps(model)[1:-1], str(Path(model).absolute())}
+    spelled = {model, json.dumps(model)[1:-1], str(Path(model).absolute()), str(Path(model).resolve())}
     return names | dict.fromkeys(sorted(spelled, key=len, reverse=True), run.hub_base)

@@ -1,7 +1,8 @@
 """A server on the loopback interface that speaks the Hub's protocol, for pushes and pulls of the real client.
 
 It keeps commits as trees, large files by hash as the Hub's LFS does, and answers as huggingface_hub 2.4
-expects: read there in hf_api.py, _commit_api.py and lfs.py. It has no Xet. `faults` are what goes wrong.
+expects: read there in hf_api.py, _commit_api.py and lfs.py. `faults` are what goes wrong. With `xet` it
+gives addresses of a Xet storage that does not answer.
 """
 
 import base64
@@ -82,6 +83,7 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.users, self.lock = users, threading.RLock()
         self.role = "write"  # of every token
+        self.xet = False
         self.repos: dict[tuple[str, str], Repo] = {}
         self.contents: dict[str, bytes] = {}  # of large files, by their sha256
         self.faults: list[Fault] = []
@@ -341,6 +343,16 @@ def resolve(handler: Handler, body: bytes, query: Any, prefix: str, repo: str, r
     return 200, tree[path].content, {"ETag": f'"{etag}"', "X-Repo-Commit": sha}
 
 
+def xet_token(handler: Handler, body: bytes, query: Any, kind: str, repo: str) -> tuple[Any, ...]:
+    if not handler.server.xet:
+        return 404, {"error": "no such page"}
+    if refused := handler.refusal(kind, repo, writes=True):
+        return refused
+    answer = {"casUrl": f"{handler.server.url}/xet", "accessToken": "of-the-storage", "exp": 4102444800}
+    names = {"X-Xet-Cas-Url": "casUrl", "X-Xet-Access-Token": "accessToken", "X-Xet-Token-Expiration": "exp"}
+    return 200, answer, {header: str(answer[key]) for header, key in names.items()}
+
+
 GIT = r"/(?P<prefix>datasets/)?(?P<repo>[\w.-]+/[\w.-]+)"
 ROUTES: list[tuple[tuple[str, ...], str, Any]] = [
     (("GET",), r"/api/whoami-v2", whoami),
@@ -351,6 +363,7 @@ ROUTES: list[tuple[tuple[str, ...], str, Any]] = [
     (("POST",), REPO + r"/preupload/(?P<revision>[^/]+)", preupload),
     (("POST",), REPO + r"/commit/(?P<revision>[^/]+)", commit),
     (("GET",), REPO + r"/tree/(?P<revision>[^/]+)", tree_page),
+    (("GET",), REPO + r"/xet-write-token/main", xet_token),
     (("POST",), REPO + r"/paths-info/(?P<revision>[^/]+)", paths_info),
     (("POST",), GIT + r"\.git/info/lfs/objects/batch", batch),
     (("PUT",), r"/storage/(?P<oid>[0-9a-f]{64})", store),

@@ -306,6 +306,23 @@ def test_a_server_without_xet_is_sent_to_by_lfs_where_the_client_alone_fails(
         )
 
 
+def test_where_the_server_has_xet_it_is_used_and_a_storage_that_fails_is_one_message(
+    tiny_run: Any, server: HubServer, monkeypatch: pytest.MonkeyPatch
+):
+    server.xet = True
+    with pytest.raises(
+        UserError, match="ann/tuned: the connection broke .*HF_HUB_DISABLE_XET=1 sends by LFS"
+    ):
+        sent(tiny_run, server)
+    assert server.n_asked("POST", "^/xet/v1/xorbs/") > 0
+    assert len(server.repos["model", "ann/tuned"].commits) == 1
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    n_asked = server.n_asked("GET", "xet-write-token")
+    (outcome,) = sent(tiny_run, server)
+    assert outcome.commit
+    assert server.n_asked("GET", "xet-write-token") == n_asked
+
+
 def test_a_file_that_changes_while_it_is_sent_is_noticed(run: Any, server: HubServer):
     contents = prepare(run.folder, OURS, run.base, HUB_BASE)
     (run.folder / "adapter" / "train.json").write_text("{}")

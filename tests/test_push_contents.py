@@ -96,7 +96,8 @@ def test_rows_that_are_on_the_hub_already_are_named_in_card_and_scores(run: Any)
     assert sorted(prepared(run, wanted)) == ["ann/tuned"]
     assert ".eval_results/local-experts.yaml" not in prepared(run, wanted)["ann/tuned"]
     files = prepared(run, replace(wanted, dataset="bob/rows"))["ann/tuned"]
-    assert ModelCard.load(files["README.md"]).data.datasets == ["bob/rows"]
+    card: Any = ModelCard.load(files["README.md"])
+    assert card.data.datasets == ["bob/rows"]
     scores = parse_eval_result_entries(yaml.safe_load(files[".eval_results/local-experts.yaml"].read_text()))
     assert {one.dataset_id for one in scores} == {"bob/rows"}
 

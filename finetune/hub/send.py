@@ -206,7 +206,9 @@ def _message(what: str, error: BaseException) -> str | None:
             return f"{what}: {reason} ({status}).{said} {GO_ON}"
     for one in chain:
         if isinstance(one, HTTPError | ConnectionError):
-            return f"{what}: the connection broke ({type(one).__name__}: {one}). {GO_ON}"
-    if str(error).startswith(("Invalid metadata", "LFS batch", "Malformed", "Data processing error")):
+            # The plain one is hf_xet's, of its storage.
+            other_way = " HF_HUB_DISABLE_XET=1 sends by LFS." if type(one) is ConnectionError else ""
+            return f"{what}: the connection broke ({type(one).__name__}: {one}).{other_way} {GO_ON}"
+    if str(error).startswith(("Invalid metadata", "LFS batch", "Malformed")):
         return f"{what}: {error}. {GO_ON}"
     return None

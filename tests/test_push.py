@@ -16,6 +16,7 @@ import pytest
 import torch
 from finished_run import HUB_BASE, save_results, save_run, save_small_adapter
 from hub_server import Blob, Fault, HubServer, Repo, hub
+from huggingface_hub import ModelCard
 from huggingface_hub.utils import _http, _runtime
 from tuned_bases import logits, plain, save_base, tuned_logits
 
@@ -94,6 +95,15 @@ def test_a_dry_run_needs_no_token_and_no_network(
         ("ann/tuned", "private"),
         ("ann/tuned-merged", "private"),
     ]
+
+
+def test_a_merged_checkpoint_alone_touches_no_adapter(tiny_run: Any):
+    wanted = replace(OURS, formats=("merged",))
+    ((repository, files),) = prepare(tiny_run.folder, wanted, tiny_run.base, HUB_BASE)
+    assert repository.name == "ann/tuned-merged"
+    card: Any = ModelCard.load(next(file.path for file in files if file.name == "README.md"))
+    assert (card.data.base_model_relation, card.data.library_name) == ("finetune", "transformers")
+    assert "vllm serve ann/tuned-merged" in card.text
 
 
 def test_pushing_again_makes_no_commit_and_says_so(

@@ -216,6 +216,14 @@ def test_an_unfinished_run_is_refused_with_the_stage_that_is_missing(run: Any):
             prepared(run)
 
 
+@pytest.mark.parametrize("name", ["adapter/adapter.safetensors", "data/train/data-00000-of-00001.arrow"])
+def test_a_damaged_file_is_not_sent(name: str, run: Any):
+    content = (run.folder / name).read_bytes()
+    (run.folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=f"{Path(name).name} is damaged"):
+        prepared(run)
+
+
 def test_files_of_two_runs_are_refused(run: Any):
     changed(run.folder / "results.json", rows=[])
     with pytest.raises(UserError, match="report.json shows other results"):

@@ -62,9 +62,10 @@ def collect(run: FinishedRun, wanted: Wanted) -> list[Repository]:
     repositories = []
     if "dataset" in wanted.what:
         repositories.append(_dataset(run, wanted))
-    if {"adapter", "report"} & set(wanted.what):
+    has_adapter = "adapter" in wanted.what
+    if "report" in wanted.what or (has_adapter and _adapter_formats(wanted)):
         repositories.append(_model(run, wanted))
-    if "adapter" in wanted.what and "merged" in wanted.formats:
+    if has_adapter and "merged" in wanted.formats:
         repositories.append(_merged(run, wanted))
     return repositories
 
@@ -119,6 +120,13 @@ def _dataset(run: FinishedRun, wanted: Wanted) -> Repository:
                 f"{data / name} does not exist: build the dataset again with `local-experts data`"
             )
     files = _files_of(data, "")
+    said = json.loads((data / "croissant.json").read_text(encoding="utf-8"))["distribution"]
+    hashes = {one["contentUrl"]: one["sha256"] for one in said if "sha256" in one}
+    if wrong := [name for name, sha256 in hashes.items() if sha256_file(data / name) != sha256]:
+        raise UserError(
+            f"{data / wrong[0]} is damaged or was changed (croissant.json has another sha256): build the "
+            "dataset again with `local-experts data`"
+        )
     splits = sorted({name.partition("/")[0] + "/" for name in files if "/" in name})
     return Repository(f"{wanted.repo}-data", "dataset", files, (*splits, "LICENSE.md"))
 
@@ -126,18 +134,22 @@ def _dataset(run: FinishedRun, wanted: Wanted) -> Repository:
 def _model(run: FinishedRun, wanted: Wanted) -> Repository:
     staged = run.folder / "hub" / "model"
     files: dict[str, Path] = {}
-    has_adapter = "adapter" in wanted.what
-    formats = [name for name in wanted.formats if name in FOLDERS] if has_adapter else []
-    if has_adapter:
-        for name in formats:
-            files |= _adapter_files(run, name, wanted.check, staged)
+    formats = _adapter_formats(wanted)
+    for name in formats:
+        files |= _adapter_files(run, name, wanted.check, staged)
+    if formats:
         files |= _card_files(run, wanted, staged, formats)
     if "report" in wanted.what:
         files |= published_report(run, staged / "report")
     # A format that does not go this time would stay there of an older adapter, under the new card.
-    of_adapter = (*filter(None, FOLDERS.values()), *PEFT_FILES, EVAL_RESULTS) if has_adapter else ()
+    of_adapter = (*filter(None, FOLDERS.values()), *PEFT_FILES, EVAL_RESULTS) if formats else ()
     of_report = ("report/",) if "report" in wanted.what else ()
     return Repository(wanted.repo, "model", files, (*of_adapter, *of_report))
+
+
+def _adapter_formats(wanted: Wanted) -> list[str]:
+    """The formats that lie beside each other in the adapter's repository."""
+    return [name for name in wanted.formats if name in FOLDERS] if "adapter" in wanted.what else []
 
 
 def _merged(run: FinishedRun, wanted: Wanted) -> Repository:

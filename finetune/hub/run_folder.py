@@ -49,6 +49,8 @@ def read_run(
     report = read_artefact(folder / "report.json", "report", ("config", "inputs", "finding", "training"))
     if not (folder / "report.html").is_file():
         raise UserError(f"{folder / 'report.html'} does not exist; make it with `local-experts report`")
+    if lora.get("sha256") != sha256_file(adapter / "adapter.safetensors"):
+        raise UserError(f"{adapter / 'adapter.safetensors'} is damaged (its sha256 differs): train again")
     _require_one_run(folder, manifest["content_hash"], train, results, report)
     base = base or _base_of(report)
     return FinishedRun(

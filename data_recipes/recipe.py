@@ -80,6 +80,7 @@ class RecipeConfig:
     validation_share: float = 0.05  # of source rows
     test_share: float = 0.05  # of source rows
     max_test_rows: int = 5000  # about, of source rows; also for validation. All are held in memory
+    private: bool = False  # the rows are for nobody else: `local-experts push` refuses to send them
     rows_per_part: int = 1000  # of what a worker takes at a time; the dataset does not depend on it
 
     def problems(self) -> list[str]:

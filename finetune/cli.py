@@ -42,6 +42,7 @@ STAGES = {
     "export": Stage(
         "finetune.exporting.export", "write an adapter for PEFT, vLLM, SGLang, or merge it", False
     ),
+    "push": Stage("finetune.hub.push", "send adapter, dataset and report to the Hub, with cards", False),
     "import": Stage("finetune.exporting.import_adapter", "read an adapter of PEFT, vLLM or SGLang", False),
     "doctor": Stage("finetune.machine.doctor", "check this machine, and say what to change", False),
     "bench": Stage("finetune.benching.bench", "measure time and memory of a step beside PEFT", False),

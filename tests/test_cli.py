@@ -65,7 +65,7 @@ def test_an_unknown_stage_is_named_with_the_nearest(capsys: pytest.CaptureFixtur
 
 def test_every_stage_has_a_module_with_a_main():
     modules = [importlib.import_module(stage.module) for stage in STAGES.values()]
-    assert len(modules) == 16
+    assert len(modules) == 17
     assert all(callable(module.main) for module in modules)
 
 

@@ -111,7 +111,7 @@ def write_run(tmp_path, results=None, gate=None):
     )
 
 
-def full_results(n_rows=12, seed=0):
+def full_results(n_rows=8, seed=0):
     """Results with every part: all 22 languages and English, two contestants, two tasks and what it cost."""
     generator = np.random.default_rng(seed)
     rows = [
@@ -131,10 +131,10 @@ def full_results(n_rows=12, seed=0):
         return Answers(texts, AnswerLoss(nats, n_bytes))
 
     base, tuned = answered(0.4, 2.0), answered(0.75, 1.5)
-    results = compare_answers(rows, base, tuned, 200, 0)
+    results = compare_answers(rows, base, tuned, 100, 0)
     others = {
-        "random experts": ("adapter", compare_answers(rows, base, answered(0.7, 1.6), 200, 0)),
-        "a/b~c": ("endpoint", compare_answers(rows, base, answered(0.8, 1.4), 200, 0)),
+        "random experts": ("adapter", compare_answers(rows, base, answered(0.7, 1.6), 100, 0)),
+        "a/b~c": ("endpoint", compare_answers(rows, base, answered(0.8, 1.4), 100, 0)),
     }
     results["others"] = {name: as_contestant(kind, compared) for name, (kind, compared) in others.items()}
     results["others"]["a/b~c"]["metrics"]["bits_per_byte"] = None  # an endpoint tells no likelihoods

@@ -41,7 +41,7 @@ class EvalConfig:
     max_new_tokens: int = 64  # longest answer
     n_bootstrap: int = 2000  # resamples for each interval and each p value, which is at least 1 / (this + 1)
     max_rows_per_task: int | None = None  # of each task and language; None is all
-    samples: int = 3  # example answers shown for each task
+    samples: int = 3  # rows shown for each task; each language is shown at least once unless this is 0
     gate: GateConfig | None = None  # null: whatever was forgotten, the run is done
 
     def problems(self) -> list[str]:

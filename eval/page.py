@@ -166,7 +166,7 @@ def _cost(costs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
         return _figure("cost", "Cost of the answers", "Contestants without a price are left out.", figure)
     if seconds:
         figure = cost_figure(seconds, "seconds for all answers")
-        return _figure("cost", "Time of the answers", "Whoever answered from the cache took less.", figure)
+        return _figure("cost", "Time of the answers", "Of answering alone, over all runs.", figure)
     return None
 
 

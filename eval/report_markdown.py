@@ -19,7 +19,7 @@ HEADINGS = {
     "details": "Every task and language",
 }
 READING = (
-    "Difference: the system beside the base, minus the base, on the same rows. Interval: 95 %, paired "
+    "Difference: the second column minus the first, on the same rows. Interval: 95 %, paired "
     "bootstrap. p: after Holm's correction over the slices that stand together. Place: JSON pointer into "
     "`results.json`."
 )
@@ -48,7 +48,17 @@ def render_markdown(
 
 
 def _result_table(table: ResultTable) -> list[str]:
-    head = (table.first, "base", table.other, "difference", "95 % interval", "p", "verdict", "rows", "place")
+    head = (
+        table.first,
+        table.base,
+        table.other,
+        "difference",
+        "95 % interval",
+        "p",
+        "verdict",
+        "rows",
+        "place",
+    )
     names = ("base", "other", "difference", "interval", "p", "verdict", "rows")
     lines = []
     for line in table.lines:
@@ -93,13 +103,18 @@ def _cost(costs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = [
         (
             escape_markdown(name),
-            *(size(one.get(key)) for key in ("prompt_tokens", "answer_tokens", "seconds")),
+            *(_tokens(one, key) for key in ("prompt_tokens", "answer_tokens")),
+            size(one.get("seconds")),
             escape_markdown(amount(one.get("amount"), one.get("currency"))),
         )
         for name, one in costs.items()
     ]
     head = ("contestant", "prompt tokens", "answer tokens", "seconds", "amount")
     return ["## Cost of the answers", _table(head, lines)]
+
+
+def _tokens(cost: Mapping[str, Any], key: str) -> str:
+    return ("about " if cost.get("is_counted") is False else "") + size(cost.get(key))
 
 
 def _trained(report: Mapping[str, Any]) -> list[str]:

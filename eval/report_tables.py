@@ -27,13 +27,14 @@ class Line(NamedTuple):
 
 
 class ResultTable(NamedTuple):
-    """Comparisons that are read together; `first` heads their names, `other` the column beside the base."""
+    """Comparisons that are read together: what heads their names, and the columns of both systems."""
 
     section: Section
     title: str
     first: str
     other: str
     lines: list[Line]
+    base: str = "base"
 
 
 def result_tables(results: Mapping[str, Any]) -> list[ResultTable]:
@@ -90,23 +91,27 @@ def detail_tables(metrics: Mapping[str, Any]) -> Iterator[ResultTable]:
 
 
 def contestant_tables(others: Mapping[str, Any]) -> Iterator[ResultTable]:
-    """Each further contestant against the base on the same rows: every metric, then its languages."""
-    names = {metric for other in others.values() for metric in other.get("metrics") or {}}
-    for metric in in_order(names):
-        lines = [
-            Line(f"{name} ({other.get('kind', 'contestant')}), {group} rows", place, metric, found)
-            for name, other in others.items()
-            for group in GROUPS
-            for place, found in [_total(other, ("others", name), metric, group)]
-            if found
-        ]
-        yield ResultTable("contestants", facts_of(metric).title, "contestant", "contestant", lines)
-    for name, other in others.items():
+    """Each further contestant on the same rows, beside base and beside tuned; then its languages."""
+    for key, title, base, other in (
+        ("metrics", "{} of contestants, beside base", "base", "contestant"),
+        ("against_tuned", "{} of tuned, beside contestants", "contestant", "tuned"),
+    ):
+        for metric in in_order({metric for one in others.values() for metric in one.get(key) or {}}):
+            lines = [
+                Line(f"{name} ({one.get('kind', 'contestant')}), {group} rows", place, metric, found)
+                for name, one in others.items()
+                for group in GROUPS
+                for place, found in [_total(one, ("others", name, key), metric, group)]
+                if found
+            ]
+            title_of_metric = title.format(facts_of(metric).title)
+            yield ResultTable("contestants", title_of_metric, "contestant", other, lines, base)
+    for name, one in others.items():
         lines = [
             Line(f"{language_name(code)} ({group})", place, "exact_match", found)
             for group in GROUPS
             for code, place, found in _slices(
-                other.get("metrics") or {}, "exact_match", "by_language", group, ("others", name)
+                one.get("metrics") or {}, "exact_match", "by_language", group, ("others", name)
             )
         ]
         lines.sort(key=lambda line: (improvement(line.found, line.metric), line.name))
@@ -120,7 +125,7 @@ def task_tables(tasks: Mapping[str, Any]) -> Iterator[ResultTable]:
         for metric in in_order(metrics):
             head = ("tasks", name)
             for key in ("all", *GROUPS):
-                place, found = _total(task, head, metric, key)
+                place, found = _total(task, (*head, "metrics"), metric, key)
                 lines += [Line(f"{_with_arrow(metric)}, {key} rows", place, metric, found)] if found else []
             for by in ("by_language", "by_task"):
                 for key, place, found in _slices(metrics, metric, by, None, head):
@@ -169,11 +174,11 @@ def _slices(
 
 
 def _total(
-    result: Mapping[str, Any], head: tuple[str, ...], metric: str, key: str
+    result: Mapping[str, Any], path: tuple[str, ...], metric: str, key: str
 ) -> tuple[str, Mapping[str, Any] | None]:
-    """Place and comparison over all rows of a group; None where there is none."""
-    found = ((result.get("metrics") or {}).get(metric) or {}).get(key)
-    return pointer(*head, "metrics", metric, key), found if is_comparison(found) else None
+    """Place and comparison over all rows of a group, None where there is none; `path` ends at the metrics."""
+    found = ((result.get(path[-1]) or {}).get(metric) or {}).get(key)
+    return pointer(*path, metric, key), found if is_comparison(found) else None
 
 
 def _slice_name(by: str, key: str) -> str:

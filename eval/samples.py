@@ -43,7 +43,7 @@ class Sample:
 def choose_samples(rows: Sequence[Mapping[str, Any]], n_per_task: int, seed: int) -> list[int]:
     """Indices of rows to show, drawn by the seed, never by outcome.
 
-    `n_per_task` of each target task, one of each general task.
+    `n_per_task` of each target task, one of each general task, and one of each language that is then missing.
     """
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
     shown: dict[tuple[str, str], list[int]] = {}
@@ -52,6 +52,11 @@ def choose_samples(rows: Sequence[Mapping[str, Any]], n_per_task: int, seed: int
         n_wanted = n_per_task if key[0] == "target" else min(1, n_per_task)
         if len(shown.setdefault(key, [])) < n_wanted:
             shown[key].append(i)
+    languages = {rows[i]["language"] for of_task in shown.values() for i in of_task}
+    for i in order if n_per_task else ():
+        if rows[i]["language"] not in languages:
+            shown[rows[i]["group"], rows[i]["task"]].append(i)
+            languages.add(rows[i]["language"])
     keys = sorted(shown, key=lambda key: (key[0] != "target", key[1]))
     return [i for key in keys for i in sorted(shown[key])]
 

@@ -105,12 +105,11 @@ class EvalConfig:
     max_new_tokens: int = 64  # longest answer
     n_bootstrap: int = 2000  # resamples for each interval and each p value, which is at least 1 / (this + 1)
     max_rows_per_task: int | None = None  # of each task and language; None is all
-    samples: int = 3  # example answers shown for each task
+    samples: int = 3  # rows shown for each task; each language is shown at least once unless this is 0
     contestants: dict[str, ContestantConfig] = field(default_factory=dict)  # by the name they get in results
     gate: GateConfig | None = None  # null: whatever was forgotten, the run is done
-    tasks: tuple[
-        str, ...
-    ] = ()  # beside the test rows: task files, or "lm_eval:NAME" of lm-evaluation-harness
+    # Beside the test rows: task files, or "lm_eval:NAME" of lm-evaluation-harness.
+    tasks: tuple[str, ...] = ()
 
     def problems(self) -> list[str]:
         """Values no run can use, as "key: reason"."""

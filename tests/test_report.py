@@ -194,6 +194,16 @@ def test_samples_are_drawn_by_the_seed_for_every_task():
     assert choose_samples(rows, 0, seed=0) == []
 
 
+def test_every_language_is_among_the_samples():
+    rows = [
+        {"group": "target", "task": "date", "language": language}
+        for language in ("ta", "ur", "ks", "sd", "brx")
+        for _ in range(5)
+    ]
+    chosen = choose_samples(rows, 1, seed=0)
+    assert len(chosen) == 5 == len({rows[i]["language"] for i in chosen})
+
+
 def test_a_run_without_general_rows_has_a_report(run_folder):
     folder = Path(run_folder.output)
     results = read_artefact(folder / "results.json", "eval_results")

@@ -97,6 +97,15 @@ def test_a_dry_run_needs_no_token_and_no_network(
     ]
 
 
+@pytest.mark.slow
+def test_an_export_that_was_compared_less_than_asked_is_made_again(run: Any):
+    wanted = replace(OURS, formats=("peft",), check="logits")
+    for _ in range(2):
+        ((_, files),) = prepare(run.folder, wanted, run.base, HUB_BASE)
+        (stamp,) = [read_stamp(file.path.parent) for file in files if file.name == "export.json"]
+        assert stamp and stamp["check"]["logit_difference"] < 1e-4
+
+
 def test_a_merged_checkpoint_alone_touches_no_adapter(tiny_run: Any):
     wanted = replace(OURS, formats=("merged",))
     ((repository, files),) = prepare(tiny_run.folder, wanted, tiny_run.base, HUB_BASE)

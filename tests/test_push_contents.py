@@ -329,6 +329,7 @@ def test_what_is_no_secret_is_no_finding(tmp_path: Path):
     [
         (["--repo", "a/b/c"], "--repo 'a/b/c' is no name on the Hub: write it as OWNER/NAME"),
         (["--repo", "tuned", "--dry-run"], "--repo 'tuned' is no name on the Hub"),
+        (["--dry-run"], "--repo 'run' is no name on the Hub: write it as OWNER/NAME"),
         (["--repo", "tuned"], "HF_HUB_OFFLINE is set, so nothing can be pushed: unset it"),
         (["--repo", "ann/tuned"], "HF_HUB_OFFLINE is set"),
         (["--repo", "ann/tuned", "seed=1"], "'seed=1' is a change to a config: say --config FILE, not --run"),

@@ -23,6 +23,7 @@ FORMATS = ("ours", "peft", "vllm", "sglang", "merged")
 WHAT = ("adapter", "dataset", "report")
 # Where a format lies in the repository of the adapter: PEFT's loads from the top, by the name alone.
 FOLDERS = {"ours": "local-experts/", "peft": "", "vllm": "vllm/", "sglang": "sglang/"}
+LOGIT_FORMATS = ("peft", "merged")  # that an export can load and compare
 EVAL_RESULTS = ".eval_results/local-experts.yaml"
 # At the top of the repository, so owned by name.
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors", "export.json")
@@ -62,10 +63,9 @@ def collect(run: FinishedRun, wanted: Wanted) -> list[Repository]:
     repositories = []
     if "dataset" in wanted.what:
         repositories.append(_dataset(run, wanted))
-    has_adapter = "adapter" in wanted.what
-    if "report" in wanted.what or (has_adapter and _adapter_formats(wanted)):
+    if "report" in wanted.what or _adapter_formats(wanted):
         repositories.append(_model(run, wanted))
-    if has_adapter and "merged" in wanted.formats:
+    if "adapter" in wanted.what and "merged" in wanted.formats:
         repositories.append(_merged(run, wanted))
     return repositories
 
@@ -105,7 +105,8 @@ def exported(run: FinishedRun, to: str, check: str) -> Path:
         if other != folder:
             shutil.rmtree(other)
     try:
-        if read_stamp(folder / to):
+        stamp = read_stamp(folder / to)
+        if stamp and (check == "deltas" or to not in LOGIT_FORMATS or "logit_difference" in stamp["check"]):
             return folder / to
     except UserError:
         shutil.rmtree(folder / to)  # damaged

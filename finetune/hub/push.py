@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder, base = Path(config.output), config.base
     else:
         folder, base = Path(arguments.run), None
-    repo = arguments.repo
+    repo = arguments.repo or folder.resolve().name
     if "/" not in repo and not arguments.dry_run:
         repo = f"{logged_in()[1]}/{repo}"
     if HUB_NAME.fullmatch(repo) is None:
@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--run", metavar="FOLDER", help="of the run, as runs/quickstart")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to --config")
     parser.add_argument(
-        "--repo", required=True, metavar="OWNER/NAME", help="of the adapter; NAME alone is yours"
+        "--repo", metavar="OWNER/NAME", help="of the adapter; NAME alone is yours; default: the folder's name"
     )
     parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT), help="default: all three")
     parser.add_argument(

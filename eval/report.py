@@ -62,8 +62,16 @@ def build_report(
         "training": {key: train[key] for key in _TRAINING}
         | {"rank": config.lora.rank, "attention": config.lora.attention},
         "signatures": results["signatures"],
-        "config": settings_dict(config),
+        "config": shown_config(config),
     }
+
+
+def shown_config(config: RunConfig) -> dict[str, Any]:
+    """The options of the run; of a contestant who answered, and not at which address: a report is passed on."""
+    shown = settings_dict(config)
+    others = config.eval.contestants
+    shown["eval"]["contestants"] = {name: {"kind": one.kind, **one.shown()} for name, one in others.items()}
+    return shown
 
 
 def finding(exact_match: Mapping[str, Any]) -> dict[str, str]:

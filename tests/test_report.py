@@ -1,5 +1,6 @@
 """The report of a made-up run: its sentences, a page without outside requests, its figures."""
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,10 +12,14 @@ from made_up_run import HOSTILE, LAYERS, N_EXPERTS, SETTINGS, made_up_results, w
 
 from data_recipes.artefact import UserError, read_artefact, write_artefact
 from data_recipes.publishing.page_frame import COLOURS, cut_text
+from data_recipes.translate.endpoint_options import EndpointConfig
 from eval.page import comparison_cells
-from eval.report import finding, main, model_note, report_stage
+from eval.report import finding, main, model_note, report_stage, shown_config
 from eval.samples import choose_samples
+from finetune.config import DataConfig, RunConfig
+from finetune.eval_options import ContestantConfig, EvalConfig
 from finetune.profiling.profile import write_profile
+from finetune.training_options import TrainConfig
 
 VOID = {"meta", "br", "path", "use", "rect", "image", "hr"}
 COMPARISON = {"base", "tuned", "difference", "low", "high", "n"}
@@ -133,6 +138,18 @@ def test_figures_hold_no_indic_text_and_follow_the_theme(page_text):
     style = page_text[: page_text.index("</style>")]
     for name, (light, dark) in COLOURS.items():
         assert f"--{name}: {light};" in style and f"--{name}: {dark};" in style
+
+
+def test_a_report_says_who_a_contestant_is_and_not_at_which_address(tmp_path):
+    address = EndpointConfig(
+        base_url="https://llm.inside.example/v1", model="glm-5.2", key_variable="OUR_KEY"
+    )
+    asked = {"hosted": ContestantConfig(kind="endpoint", endpoint=address)}
+    train = TrainConfig(steps=1, learning_rate=0.1)
+    run = RunConfig(name="x", data=DataConfig(recipe="x"), train=train, eval=EvalConfig(contestants=asked))
+    shown = shown_config(run)
+    assert shown["eval"]["contestants"]["hosted"]["model"] == "glm-5.2"
+    assert not {"inside", "OUR_KEY"} & set(re.findall(r"\w+", json.dumps(shown)))
 
 
 def test_finding_says_direction_interval_and_rows():

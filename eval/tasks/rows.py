@@ -216,7 +216,7 @@ def _choices(options: TaskFile, values: Row) -> Row:
         raise ValueError(f"its choices must be a list of two texts or more, and are {choices!r}")
     if len(set(texts)) < len(texts):
         raise ValueError(f"two of its choices are the same: {texts!r}")
-    number = texts.index(right) if right in texts else right
+    number = texts.index(str(right)) if right in texts else right
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(texts):
         raise ValueError(f"its right answer {right!r} is neither one of {texts!r} nor a number from 0")
     return {"choices": texts, "right": number, "expected": texts[number]}

@@ -243,6 +243,9 @@ def test_the_command_ends_with_0_or_with_2_and_a_line_for_each_check(
     assert last == "2 to change" and len(wrong) == 2
     assert "base.device is 'meta:x', and this machine has no such device" in wrong[0]
     assert "pip install dvclive, or leave train.tracker out" in wrong[1]
+    assert any(f"disk      {tmp_path}/run, " in found for found in lines), (
+        "the folder is looked at all the same"
+    )
     assert cli.main([*line, f"base.model={tmp_path}/none"]) == 2
     assert "cannot read the config of the base" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):

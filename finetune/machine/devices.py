@@ -13,7 +13,9 @@ from finetune.model import choose_device
 
 def check_devices(config: RunConfig | None = None) -> list[Finding]:
     """One line for the CPU, one for each accelerator, and one for what a config asks for."""
-    findings = [_computes(torch.device("cpu"), f"cpu, {n_cores()} cores, {torch.get_num_threads()} threads")]
+    findings = [
+        _computes(torch.device("cpu"), f"cpu, {n_cores()} core(s), {torch.get_num_threads()} thread(s)")
+    ]
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     for number in range(n_accelerators()):
         assert accelerator is not None

@@ -34,13 +34,13 @@ def checks(config: RunConfig | None, time_limit_s: int) -> Iterator[Finding]:
         return
     found = devices.check_devices(config)
     yield from found
-    if not all(finding.is_ok for finding in found):
-        config = None  # there is no device to look for room on
+    # Needs are told only where the device is there that they are compared with.
+    fits = config is not None and all(finding.is_ok for finding in found)
     yield process_start.check_launch("cpu", time_limit_s)
     if devices.n_accelerators() >= process_start.N_PROCESSES:
         yield process_start.check_launch("auto", time_limit_s)
     try:
-        needs = room.needs_of(config) if config else None
+        needs = room.needs_of(config) if fits else None
         yield from room.check_memory(config, needs)
         yield from room.check_disk(config, needs)
     except UserError as error:

@@ -116,8 +116,10 @@ def _offload(config: RunConfig) -> Any:
 
 def check_disk(config: RunConfig | None = None, needs: Needs | None = None) -> list[Finding]:
     """Whether the output's disk can be written and has room; with `needs`, also for a base from the Hub."""
-    if config is None or needs is None:
+    if config is None:
         return [_has_room(Path.cwd(), 0, "here")]
+    if needs is None:
+        return [_has_room(Path(config.output), 0, config.output)]
     n_bytes = 4 * needs.n_adapter
     n_each = N_SAVED_WITH_BEST if config.train.keep_best else N_SAVED
     # One checkpoint more is there while the oldest goes, and the adapter itself.

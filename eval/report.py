@@ -67,7 +67,7 @@ def build_report(
 
 
 def shown_config(config: RunConfig) -> dict[str, Any]:
-    """The options of the run; of a contestant who answered, and not at which address: a report is passed on."""
+    """The options of the run; of a contestant who it is, not at which address: a report is passed on."""
     shown = settings_dict(config)
     others = config.eval.contestants
     shown["eval"]["contestants"] = {name: {"kind": one.kind, **one.shown()} for name, one in others.items()}

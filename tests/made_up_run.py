@@ -121,12 +121,15 @@ def full_results(n_rows=8, seed=0):
     n_bytes = np.array([len(text.encode()) for text in expected])
 
     def answered(share_of_target, bits):
-        """Each answer is the next day's with some chance, which is small for general rows."""
+        """Some answers are another day's, few of them in general rows; some of those name the language."""
         texts = []
         for i, row in enumerate(rows):
             share = 0.9 if row["group"] == "general" else share_of_target
             share = 0.1 if row["language"] == "doi" and bits < 2 else share
-            texts.append(expected[i] if generator.random() < share else expected[i - 1])
+            wrong = (
+                f"{LANGUAGES[row['language']].native_name} {expected[i - 1]}" if i % 2 else expected[i - 1]
+            )
+            texts.append(expected[i] if generator.random() < share else wrong)
         nats = n_bytes * bits * np.log(2) * generator.uniform(0.8, 1.2, len(rows))
         return Answers(texts, AnswerLoss(nats, n_bytes))
 

@@ -31,7 +31,9 @@ METRICS = {
 
 
 # Names that lm-evaluation-harness has beside shares where more is better.
-_LOWER_IS_BETTER = frozenset({"ter", "wer", "cer", "brier_score", "mse", "perplexity", "tokens_per_word"})
+_LOWER_IS_BETTER = frozenset(
+    {"ter", "wer", "cer", "brier_score", "mse", "perplexity", "tokens_per_word", "tokens_per_character"}
+)
 _OF_100 = frozenset({"bleu", "ter"})
 
 

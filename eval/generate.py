@@ -188,7 +188,8 @@ def answers_and_losses(
     answers, nll_nats = [""] * len(asked.questions), np.zeros(len(asked.questions))
     tokens = [example.tokens for example in asked.examples]
     for indices in batches_by_length(tokens, batch_size, progress):
-        batch = Asked(*([of_rows[i] for i in indices] for of_rows in asked[:2]), asked.n_bytes[indices])
+        questions = [asked.questions[i] for i in indices]
+        batch = Asked(questions, [asked.examples[i] for i in indices], asked.n_bytes[indices])
         made, nll_nats[indices] = answer_batch(
             model, tokenizer, batch, settings, max_new_tokens, is_read_once
         )

@@ -150,6 +150,21 @@ def test_tables_hold_what_each_model_scored(tmp_path):
     assert found["rows"][2]["base_numbers"] is None
 
 
+def test_romanised_answers_are_judged_by_their_script_alone(tmp_path):
+    rows = "rows: {inline: [{q: x, a: mera naam, language: hi-Latn}, {q: y, a: एक, language: hi}]}\n"
+    head = 'name: r\nversion: 1\nkind: generation\nprompt: "{q}"\nanswer: "{a}"\n'
+    task = task_of(tmp_path, f"{head}metrics: [script_by_word, language_by_line]\n{rows}")
+    base = generation_columns(task, ["मेरा नाम", "एक"], None)
+    found = compare_task(task, base, generation_columns(task, ["mera naam", "ek"], None), 50, seed=0)
+    by_word = found["metrics"]["script_by_word"]["by_language"]
+    assert {tag: (one["base"], one["tuned"]) for tag, one in by_word.items()} == {
+        "hi-Latn": (0, 1),
+        "hi": (1, 0),
+    }
+    assert found["metrics"]["language_by_line"]["all"] is None
+    assert found["notes"]["language_by_line"] == {"hi": "script check only", "hi-Latn": "script check only"}
+
+
 def test_fertility_counts_tokens_by_words_and_by_characters(tiny_tokenizer):
     # A token a byte: தமிழ் has 15 bytes and three characters, "ab cd" five and five.
     found = fertility_columns(tiny_tokenizer, ["தமிழ்", "ab cd", "!"])

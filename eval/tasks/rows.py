@@ -210,7 +210,8 @@ def _asked(options: TaskFile, values: Row) -> list[dict[str, str]]:
 
 def _choices(options: TaskFile, values: Row) -> Row:
     """The answers to choose from, and the number of the right one."""
-    choices, right = values.get(options.choices or "choices"), values.get(options.right or "right")
+    choices: Any = values.get(options.choices or "choices")
+    right: Any = values.get(options.right or "right")
     texts = choices if isinstance(choices, list) and len(choices) > 1 else [""]
     if not all(isinstance(choice, str) and choice.strip() for choice in texts):
         raise ValueError(f"its choices must be a list of two texts or more, and are {choices!r}")

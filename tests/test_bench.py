@@ -257,6 +257,7 @@ def test_a_process_that_ends_is_named(number: signal.Signals, message: str):
     worker.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes as Linux shows them")
 def test_a_terminated_bench_ends_its_workers_in_the_midst_of_a_step(tmp_path: Path):
     line = [sys.executable, "-m", "finetune.cli", "bench", "--config", tiny_file(tmp_path)]

@@ -58,9 +58,8 @@ def check_ends(former: Path, written: Path, folder: Path, arguments: list[str], 
             assert all(line.startswith(start) for line in lines), case
 
 
-@pytest.mark.parametrize(
-    "to", ["sglang", *(pytest.param(to, marks=pytest.mark.slow) for to in ("peft", "vllm", "merged"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["peft", "vllm", "sglang", "merged"])
 def test_a_broken_export_leaves_the_former_one(base: BaseConfig, tmp_path: Path, to: str) -> None:
     old = save_trained(base, {"1": [1]}, attention=False, folder=tmp_path / "old_adapter")
     new = save_trained(base, GLM_EXPERTS, attention=False, folder=tmp_path / "adapter")

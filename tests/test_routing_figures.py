@@ -282,7 +282,7 @@ def overlaps(figure, labels):
     return [one.overlaps(other) for one, other in pairwise(boxes)]
 
 
-@pytest.mark.parametrize("size", ["tiny-glm", "GLM-5.2"])
+@pytest.mark.parametrize("size", ["tiny-glm", pytest.param("GLM-5.2", marks=pytest.mark.slow)])
 def test_labels_do_not_collide_and_the_page_stays_small(size):
     if size == "GLM-5.2":
         profile, plan = large_profile()

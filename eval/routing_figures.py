@@ -92,6 +92,14 @@ def difference_figure(
     return _heat_map(value_LE, profile, plan, title, DIFFERENCES, (-reach, reach), label)
 
 
+def update_figure(
+    size_LE: np.ndarray, profile: Profile, plan: Mapping[str, Any] | None = None, title: str = ""
+) -> Figure:
+    """Heat map of how much training added to each expert, as an L2 norm; a plan's experts are marked."""
+    top = float(size_LE.max()) or 1.0
+    return _heat_map(size_LE, profile, plan, title, SHARES, (0.0, top), "size of the update (L2 norm)")
+
+
 def coverage_figure(profile: Profile, plan: Mapping[str, Any], kinds: Kinds | None = None) -> Figure:
     """Share of routed tokens on the n experts of a layer that the target uses most, and the plan's points.
 

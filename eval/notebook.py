@@ -35,19 +35,19 @@ def show(figure: Figure) -> None:
     display(Image(small_png(figure)))
 
 
-def link(path: Path | str, text: str) -> None:
-    """Display a relative link to a file of the project: no path of the machine stands in the notebook."""
+def link(path: Path | str, text: str) -> HTML:
+    """A relative link to a file of the project: no path of the machine stands in the notebook."""
     place = html.escape(Path(path).as_posix())
-    display(HTML(f'{html.escape(text)}: <a href="../{place}" target="_blank">{place}</a>'))
+    return HTML(f'{html.escape(text)}: <a href="../{place}" target="_blank">{place}</a>')
 
 
-def text_table(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Display rows as a table whose texts wrap and are read from the left: questions, answers, reasons."""
+def text_table(rows: Iterable[Mapping[str, Any]]) -> HTML:
+    """Rows of one set of columns as a table whose texts wrap and begin at the left."""
     rows = list(rows)
     columns = list(rows[0]) if rows else []
     head = "".join(f'<th style="text-align:left">{html.escape(name)}</th>' for name in columns)
     lines = "".join(f"<tr>{''.join(_cell(row[name]) for name in columns)}</tr>" for row in rows)
-    display(HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"))
+    return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>")
 
 
 def _cell(value: Any) -> str:

@@ -24,13 +24,15 @@ COLUMNS = ("p", "experts", "LoRA parameters", "target", "general")
 
 
 def share_slider(profile: Profile, select: SelectConfig, rank: int, shares: Sequence[float]) -> Any:
-    """Display a slider over `shares`, its plan below it; returns the slider, None without ipywidgets.
+    """Display a slider over `shares`, its plan below it; returns both in a box, None without ipywidgets.
 
     Args:
-        select: how the plan is chosen; its share is where the slider starts, and must be one of `shares`.
+        select: how the plan is chosen; its share is where the slider starts.
         rank: of the LoRA whose parameters are counted.
     """
-    plans = {share: build_plan(profile, replace(select, share=share)) for share in shares}
+    plans = {
+        share: build_plan(profile, replace(select, share=share)) for share in sorted({*shares, select.share})
+    }
     table = [plan_numbers(plan, rank) for plan in plans.values()]
 
     def page(chosen: float) -> str:
@@ -42,7 +44,7 @@ def share_slider(profile: Profile, select: SelectConfig, rank: int, shares: Sequ
         display(HTML(page(select.share)))
         return None
     slider = ipywidgets.SelectionSlider(
-        options=[(f"{share:g}", share) for share in shares],
+        options=[(f"{share:g}", share) for share in plans],
         value=select.share,
         description="p",
         layout=ipywidgets.Layout(width="30em"),
@@ -54,7 +56,7 @@ def share_slider(profile: Profile, select: SelectConfig, rank: int, shares: Sequ
     bundle = {"text/plain": f"p = {select.share:g}", "text/html": page(select.share)}
     bundle[WIDGET_VIEW] = box._repr_mimebundle_()[WIDGET_VIEW]
     display(bundle, raw=True)
-    return slider
+    return box
 
 
 def plan_numbers(plan: Mapping[str, Any], rank: int) -> dict[str, str]:

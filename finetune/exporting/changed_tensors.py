@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import safe_open
 
 from data_recipes.artefact import UserError
@@ -19,8 +20,8 @@ from finetune.exporting.checkpoint_files import read_places
 from finetune.exporting.checkpoint_names import skeleton
 from finetune.exporting.layouts import delta, experts_modules
 
-# As checkpoints of GLM, DeepSeek, Qwen, OLMoE and MiniMax call them; others keep all experts in one tensor.
-EXPERT = re.compile(r"\.layers\.(\d+)\..*\bexperts\.(\d+)\.")
+# GLM, DeepSeek, Qwen and others give each expert its tensors; gpt_oss and Llama 4 stack them, [E, I, O].
+EXPERT = re.compile(r"\.layers\.(\d+)\..*\bexperts\.(?:(\d+)\.|.*\[(\d+)\])")
 
 
 def update_sizes(adapter: Path, base: BaseConfig) -> np.ndarray:
@@ -45,6 +46,8 @@ def update_sizes(adapter: Path, base: BaseConfig) -> np.ndarray:
 def changed_tensors(before: Path, after: Path) -> dict[str, float]:
     """The largest absolute change of each tensor that is not bit for bit the same, by name.
 
+    Tensors that stack the experts of a layer are compared expert by expert: the name ends in "[expert]".
+
     Raises:
         UserError: a folder holds no checkpoint, or one has tensors or shapes that the other does not have.
     """
@@ -60,13 +63,13 @@ def changed_tensors(before: Path, after: Path) -> dict[str, float]:
         )
     changes = {}
     for name in sorted(old):
-        with (
-            safe_open(before / old[name].file, "pt") as one,
-            safe_open(after / new[name].file, "pt") as other,
-        ):
-            was, now = one.get_tensor(name), other.get_tensor(name)
-        if not was.equal(now):
-            changes[name] = float((now.double() - was.double()).abs().max())
+        was, now = _read(before / old[name].file, name), _read(after / new[name].file, name)
+        is_stack = was.ndim == 3 and ".experts." in name
+        pairs = zip(was, now, strict=True) if is_stack else [(was, now)]
+        for number, (one, other) in enumerate(pairs):
+            if not one.equal(other):
+                change = float((other.double() - one.double()).abs().max())
+                changes[f"{name}[{number}]" if is_stack else name] = change
     return changes
 
 
@@ -74,6 +77,11 @@ def experts_of_tensors(names: Iterable[str]) -> dict[int, list[int]]:
     """The experts that tensors belong to, by layer, both ascending; other tensors are passed over."""
     found: dict[int, set[int]] = {}
     for match in filter(None, map(EXPERT.search, names)):
-        layer, expert = map(int, match.groups())
+        layer, expert = (int(group) for group in match.groups() if group)
         found.setdefault(layer, set()).add(expert)
     return {layer: sorted(found[layer]) for layer in sorted(found)}
+
+
+def _read(path: Path, name: str) -> torch.Tensor:
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name)

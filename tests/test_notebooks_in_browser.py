@@ -131,6 +131,8 @@ def page(tmp_path: Path) -> Iterator[Page]:
 def run_all_cells(page: Page, n_cells: int) -> None:
     """Run the notebook by its menu and wait for the last cell's number."""
     page.locator(".jp-Notebook .jp-CodeCell").nth(n_cells - 1).wait_for(timeout=START_S * 1000)
+    # What is asked of a kernel that is not there yet is lost.
+    expect(page.get_by_text("| Idle")).to_be_visible(timeout=START_S * 1000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
     prompt = page.locator(".jp-CodeCell").last.locator(".jp-InputPrompt")

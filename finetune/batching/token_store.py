@@ -6,7 +6,6 @@ so that one array holds tokens and labels.
 """
 
 import io
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock
-from tqdm import tqdm
 
 from data_recipes.artefact import (
     UserError,
@@ -25,13 +23,13 @@ from data_recipes.artefact import (
     write_artefact,
 )
 from data_recipes.chats.chat_template import read_template
+from data_recipes.progress import progress_bar
 from finetune.batches import IGNORED_LABEL, Example, audited_examples
 from finetune.model import tokenizer_fingerprint
 
 KIND = "token_store"
 COLUMNS = ("group", "language", "task", "source")  # by which rows can be mixed and counted
 ARRAYS = {"tokens": "<i4", "token_ends": "<i8", "ids": "u1", "id_ends": "<i8"} | dict.fromkeys(COLUMNS, "<i4")
-SECONDS_BETWEEN_LINES = 10  # where every update of a progress bar stays, in a file or a notebook
 SECONDS_BEFORE_PROGRESS = 5  # most datasets are encoded by then
 
 Arrays = Mapping[str, np.ndarray]
@@ -136,13 +134,7 @@ def _encode_into(
     with whole_folder(folder, KIND) as partial:
         with ExitStack() as stack:
             files = {name: stack.enter_context((partial / f"{name}.bin").open("wb")) for name in ARRAYS}
-            told = tqdm(
-                rows,
-                desc="encode",
-                unit=" rows",
-                delay=SECONDS_BEFORE_PROGRESS,
-                mininterval=SECONDS_BETWEEN_LINES if not sys.stderr.isatty() else 0.1,
-            )
+            told = progress_bar(rows, desc="encode", unit=" rows", delay=SECONDS_BEFORE_PROGRESS)
             names = _write_rows(files.__getitem__, tokenizer, told, max_length_tokens, stop_ids)
         sizes = {name: (partial / f"{name}.bin").stat().st_size for name in ARRAYS}
         write_artefact(partial / "store.json", KIND, key, {"names": names, "n_bytes": sizes})

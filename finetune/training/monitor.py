@@ -6,7 +6,6 @@ Writes metrics.jsonl, from the first process alone.
 import hashlib
 import json
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,9 @@ from statistics import median
 from typing import Any
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
+from data_recipes.progress import progress_bar
 from finetune.batches import Example
-
-SECONDS_BETWEEN_LINES = 10  # of a progress bar that goes to a file or a notebook, where every update stays
 
 
 @dataclass(frozen=True)
@@ -56,12 +53,7 @@ class Monitor:
         self.rows_by_group: Counter[str] = Counter()
         self.tokens_by_group: Counter[str] = Counter()
         self.started = self.step_started = time.perf_counter()
-        self.progress = tqdm(
-            total=n_steps,
-            desc="train",
-            disable=not accelerator.is_main_process,
-            mininterval=SECONDS_BETWEEN_LINES if not sys.stderr.isatty() else 0.1,
-        )
+        self.progress = progress_bar(total=n_steps, desc="train", disable=not accelerator.is_main_process)
 
     def step_begins(self, examples: Sequence[Example], n_positions: int) -> None:
         """Start the clock of a step on these rows; `n_positions` are their tokens and padding."""

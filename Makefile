@@ -36,9 +36,10 @@ types: $(INSTALLED)  ## pyright over the three packages and the tests
 # NOTEBOOKS=notebooks/02_routing_and_experts.ipynb takes one of them.
 NOTEBOOKS ?= notebooks/*.ipynb
 notebooks: $(INSTALLED)  ## Execute every notebook into a temporary folder; with SAVE=1 in place, to be committed
-	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; $(OFFLINE) $(BIN)/jupyter nbconvert --to notebook \
-		--execute --ExecutePreprocessor.timeout=1800 --coalesce-streams \
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	$(OFFLINE) $(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=1800 \
 		$(if $(SAVE),--inplace,--output-dir "$$folder") $(NOTEBOOKS)
+	@$(if $(SAVE),$(BIN)/jupyter nbconvert --to notebook --inplace --coalesce-streams $(NOTEBOOKS))
 
 browser:  ## Debian's chromium for the tests in a browser, where there is none and this is root
 	@if command -v chromium chromium-browser google-chrome >/dev/null; then exit 0; fi; \

@@ -33,11 +33,13 @@ lint: $(INSTALLED)  ## ruff check and ruff format, over modules, tests and noteb
 types: $(INSTALLED)  ## pyright over the three packages and the tests
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Widgets are not saved: without a kernel nothing can be moved, and each has text or a page that stands in its place.
 # NOTEBOOKS=notebooks/02_routing_and_experts.ipynb takes one of them.
 NOTEBOOKS ?= notebooks/*.ipynb
 notebooks: $(INSTALLED)  ## Execute every notebook into a temporary folder; with SAVE=1 in place, to be committed
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	$(OFFLINE) $(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=1800 \
+		--ExecutePreprocessor.store_widget_state=False \
 		$(if $(SAVE),--inplace,--output-dir "$$folder") $(NOTEBOOKS)
 	@$(if $(SAVE),$(BIN)/jupyter nbconvert --to notebook --inplace --coalesce-streams $(NOTEBOOKS))
 

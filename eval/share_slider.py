@@ -39,7 +39,7 @@ def share_slider(profile: Profile, select: SelectConfig, rank: int, shares: Sequ
         return numbers_html(table, [share == chosen for share in plans]) + map_html(profile, plans[chosen])
 
     try:
-        import ipywidgets
+        import ipywidgets  # an extra
     except ImportError:
         display(HTML(page(select.share)))
         return None

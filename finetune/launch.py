@@ -55,13 +55,18 @@ def run_and_show(line: Sequence[str], environment: Mapping[str, str]) -> int:
     # In a notebook `print` goes to the cell, and a child's own output to the terminal of the server.
     in_notebook = sys.stdout is not sys.__stdout__
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if in_notebook else {}
-    started = subprocess.Popen(line, env=environment, **pipes)
+    started: subprocess.Popen[bytes] = subprocess.Popen(line, env=environment, **pipes)
     with started, _asked_to_stop(started, in_notebook):
-        # As it comes, not by lines: a progress bar goes back to the start of its own.
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for output in iter(lambda: started.stdout.read1() if started.stdout else b"", b""):
-            print(decoder.decode(output), end="", flush=True)
+        if started.stdout is not None:
+            _show(started.stdout.fileno())
         return started.wait()
+
+
+def _show(pipe: int) -> None:
+    """Print what comes as it comes, not by lines: a progress bar goes back to the start of its own."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    while output := os.read(pipe, 1 << 16):
+        print(decoder.decode(output), end="", flush=True)
 
 
 @contextmanager

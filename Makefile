@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow lint types notebooks base ablate clean
+.PHONY: help demo test slow lint types notebooks browser base ablate clean
 
 BIN := .venv/bin
 INSTALLED := .venv/installed
@@ -33,10 +33,22 @@ lint: $(INSTALLED)  ## ruff check and ruff format, over modules, tests and noteb
 types: $(INSTALLED)  ## pyright over the three packages and the tests
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
-notebooks: $(INSTALLED)  ## Execute every notebook; the results go to a temporary folder
+# Widgets are not saved: without a kernel nothing can be moved, and each has text or a page that stands in its place.
+# NOTEBOOKS=notebooks/02_routing_and_experts.ipynb takes one of them.
+NOTEBOOKS ?= notebooks/*.ipynb
+notebooks: $(INSTALLED)  ## Execute every notebook into a temporary folder; with SAVE=1 in place, to be committed
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	$(OFFLINE) $(BIN)/jupyter nbconvert --to notebook --execute --ExecutePreprocessor.timeout=1800 \
-		--output-dir "$$folder" notebooks/*.ipynb
+		--ExecutePreprocessor.store_widget_state=False \
+		$(if $(SAVE),--inplace,--output-dir "$$folder") $(NOTEBOOKS)
+	@$(if $(SAVE),$(BIN)/jupyter nbconvert --to notebook --inplace --coalesce-streams $(NOTEBOOKS))
+
+browser:  ## Debian's chromium for the tests in a browser, where there is none and this is root
+	@if command -v chromium chromium-browser google-chrome >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	then echo "chromium is installed"; else echo "no browser, and none could be installed: the tests in one are" \
+		"skipped. On Debian and Ubuntu: apt install chromium"; fi
 
 base: $(INSTALLED) $(KOLIBRI)  ## Train the shipped base model again from scratch (about 45 minutes on two cores)
 	@$(BIN)/local-experts base --config configs/base/tiny_glm.yaml

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer
 
 from data_recipes.artefact import UserError
 from data_recipes.chats.chat_template import stop_token_ids
+from data_recipes.progress import progress_bar
 from finetune.batches import IGNORED_LABEL, Batch, Example, collate, encode_rows
 from finetune.training.losses import token_losses
 from finetune.training.vocabulary_loss import chunk_length
@@ -313,7 +313,7 @@ def batches_by_length(
     """Row indices, longest rows first: what does not fit into memory fails at once."""
     order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i]), i))
     starts = range(0, len(order), batch_size)
-    for start in tqdm(starts, desc=progress, unit="batch", disable=progress is None):
+    for start in progress_bar(starts, desc=progress, unit="batch", disable=progress is None):
         yield order[start : start + batch_size]
 
 

@@ -19,7 +19,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from data_recipes.artefact import UserError
-from eval.figures import BASE, GRID, INK, MUTED, STYLE, TUNED, language_name, legend_above, new_axes
+from eval.figures import (
+    BASE,
+    GRID,
+    INK,
+    MUTED,
+    STYLE,
+    TUNED,
+    WIDTH_INCHES,
+    language_name,
+    legend_above,
+    new_axes,
+)
 from eval.language_routing import (
     average_linkage,
     carried_by_hottest,
@@ -75,6 +86,32 @@ def routing_figure(
     return _heat_map(value_LE, profile, plan, title, SHARES, (0.0, top), label)
 
 
+def languages_figure(profile: Profile, n_layers: int = 5, kinds: Kinds | None = None) -> Figure:
+    """Which language uses which expert: a strip of languages by experts for each of a few layers.
+
+    Values and colours are those of `routing_figure`; `n_layers` layers at most are spread
+    evenly over the model.
+    """
+    names, n_experts = profile.languages(), profile.head["n_experts"]
+    value_NLE = np.stack([routed_shares(profile, [name], kinds) * n_experts for name in names])
+    top = float(np.nanpercentile(value_NLE, SCALE_PERCENTILE))
+    n_shown = min(n_layers, len(profile.layers))
+    rows = np.linspace(0, len(profile.layers) - 1, n_shown).round().astype(int).tolist()
+    with rc_context(STYLE):
+        height_inches = 0.8 + n_shown * (0.25 + 0.17 * len(names))
+        figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
+        panels = figure.subplots(n_shown, sharex=True, squeeze=False)[:, 0]
+        for axes, row in zip(panels, rows, strict=True):
+            image = axes.imshow(value_NLE[:, row], cmap=SHARES, aspect="auto", vmin=0.0, vmax=top)
+            axes.set_yticks(range(len(names)), [language_name(name) for name in names])
+            axes.tick_params(axis="y", length=0)
+            axes.set_title(f"layer {profile.layers[row]}", loc="left", fontsize=8)
+        panels[-1].set_xlabel("expert")
+        bar = figure.colorbar(image, ax=panels, pad=0.02, extend="max", extendfrac=0.02)
+        bar.set_label("times an even share")
+        return figure
+
+
 def difference_figure(
     profile: Profile, plan: Mapping[str, Any] | None = None, title: str = "", kinds: Kinds | None = None
 ) -> Figure:
@@ -90,6 +127,14 @@ def difference_figure(
     reach = float(np.nanpercentile(np.abs(value_LE), SCALE_PERCENTILE)) or 1.0
     label = "target minus general, times an even share"
     return _heat_map(value_LE, profile, plan, title, DIFFERENCES, (-reach, reach), label)
+
+
+def update_figure(
+    size_LE: np.ndarray, profile: Profile, plan: Mapping[str, Any] | None = None, title: str = ""
+) -> Figure:
+    """Heat map of how much training added to each expert, as an L2 norm; a plan's experts are marked."""
+    top = float(size_LE.max()) or 1.0
+    return _heat_map(size_LE, profile, plan, title, SHARES, (0.0, top), "size of the update (L2 norm)")
 
 
 def coverage_figure(profile: Profile, plan: Mapping[str, Any], kinds: Kinds | None = None) -> Figure:

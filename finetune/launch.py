@@ -8,6 +8,7 @@ config, as it is after all changes, to run_config.json in the output folder; the
 
 from __future__ import annotations
 
+import codecs
 import logging
 import os
 import signal
@@ -54,15 +55,22 @@ def run_and_show(line: Sequence[str], environment: Mapping[str, str]) -> int:
     # In a notebook `print` goes to the cell, and a child's own output to the terminal of the server.
     in_notebook = sys.stdout is not sys.__stdout__
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if in_notebook else {}
-    started = subprocess.Popen(line, env=environment, text=True, errors="replace", **pipes)
+    started: subprocess.Popen[bytes] = subprocess.Popen(line, env=environment, **pipes)
     with started, _asked_to_stop(started, in_notebook):
-        for output in started.stdout or ():
-            print(output, end="", flush=True)
+        if started.stdout is not None:
+            _show(started.stdout.fileno())
         return started.wait()
 
 
+def _show(pipe: int) -> None:
+    """Print what comes as it comes, not by lines: a progress bar goes back to the start of its own."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    while output := os.read(pipe, 1 << 16):
+        print(decoder.decode(output), end="", flush=True)
+
+
 @contextmanager
-def _asked_to_stop(started: subprocess.Popen[str], in_notebook: bool) -> Iterator[None]:
+def _asked_to_stop(started: subprocess.Popen[bytes], in_notebook: bool) -> Iterator[None]:
     """Inside, a signal that asks this process to stop asks `started` too, where it does not by itself."""
     if threading.current_thread() is not threading.main_thread():
         yield

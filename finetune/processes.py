@@ -20,6 +20,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast, gather_object
 from torch import nn
 
 from data_recipes.artefact import UserError
+from data_recipes.progress import in_notebook
 from finetune.launch import LAUNCHED, LOST_EXIT_CODE, STAGE_MODULES
 
 SECONDS_TO_TELL = 5
@@ -99,7 +100,7 @@ def check_process_count(
 
 def launch_command(n_processes: int, arguments: Sequence[str], stage: str = "train") -> str:
     """The command that really runs `n_processes` of a stage on this machine."""
-    if "ipykernel" in sys.modules:  # the arguments of this process are those of a notebook's kernel
+    if in_notebook():  # the arguments of this process are those of a notebook's kernel
         return (
             f'run_in_processes("{stage}", config) of finetune.launch, with {stage}.n_processes={n_processes}'
         )

@@ -68,10 +68,24 @@ def run(config: RunConfig, functions: Mapping[str, StageFunction] | None = None)
             "`local-experts profile`, and of all of them profile.json with `local-experts profile-merge`"
         )
     _tasks_hash(config)  # a wrong task file is told before the training, not after it
-    functions = functions or STAGE_FUNCTIONS
-    seconds = {stage.name: run_stage(stage, config, functions[stage.name]) for stage in STAGES}
+    seconds = run_until(STAGES[-1].name, config, functions)
     print("seconds   " + ", ".join(f"{name} {spent:.0f}" for name, spent in seconds.items()))
     return Path(config.output) / "report.html"
+
+
+def run_until(
+    last: str, config: RunConfig, functions: Mapping[str, StageFunction] | None = None
+) -> dict[str, float]:
+    """Run the stages up to `last` whose inputs changed, as in a notebook; returns the seconds of each.
+
+    Raises: UserError from a stage, or when there is no stage `last`.
+    """
+    names = [stage.name for stage in STAGES]
+    if last not in names:
+        raise UserError(f"there is no stage {last!r} of a run: use {', '.join(names)}")
+    functions = functions or STAGE_FUNCTIONS
+    stages = STAGES[: names.index(last) + 1]
+    return {stage.name: run_stage(stage, config, functions[stage.name]) for stage in stages}
 
 
 def run_stage(stage: Stage, config: RunConfig, function: StageFunction) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
+import IPython
 import pytest
 import torch
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
@@ -238,6 +239,7 @@ def test_a_base_laid_out_by_a_device_map_trains_to_the_same_bits(base: BaseConfi
 
 
 def test_copies_in_a_notebook_are_told_what_to_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    shell = SimpleNamespace(kernel=None)  # what a kernel's IPython has and a terminal's has not
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
     with pytest.raises(UserError, match=r'each is alone: run instead: run_in_processes\("train", config\)'):
         check_process_count(2, 1, {"WORLD_SIZE": "2"})

@@ -33,8 +33,10 @@ from eval.routing_figures import (
     SHARES,
     coverage_figure,
     difference_figure,
+    languages_figure,
     routing_figure,
     similarity_figure,
+    update_figure,
 )
 
 # Two layers, four experts: decoder layers 4 and 9.
@@ -330,3 +332,26 @@ def test_the_page_holds_one_pixel_a_cell_in_the_colours_of_the_map(profile):
     wanted = image.to_rgba(image.get_array(), bytes=True)
     assert np.array_equal(np.asarray(cells.convert("RGBA")), wanted)
     assert np.array_equal(np.asarray(marks.convert("RGBA")), np.asarray(overlay.get_array()))
+
+
+def test_strips_hold_the_share_of_each_language_in_the_layers_that_are_shown(profile):
+    strips: list[Any] = languages_figure(profile).axes[:2]
+    assert [axes.get_title(loc="left") for axes in strips] == ["layer 4", "layer 9"]
+    for axes in strips:
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["English", "Hindi", "Tamil"]
+    # Times an even share of 1/4, by hand from COUNTS.
+    assert np.asarray(strips[0].images[0].get_array()).tolist() == [[2, 2, 0, 0], [2, 1, 1, 0], [0, 0, 3, 1]]
+    assert np.asarray(strips[1].images[0].get_array()).tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [0, 4, 0, 0]]
+
+
+def test_of_many_layers_a_few_are_shown_evenly_spread():
+    large, _ = large_profile()
+    strips: list[Any] = languages_figure(large, n_layers=3).axes[:3]
+    assert [axes.get_title(loc="left") for axes in strips] == ["layer 3", "layer 40", "layer 77"]
+
+
+def test_a_map_of_updates_holds_the_sizes_that_were_given(profile):
+    size_LE = np.array([[0, 0, 1.5, 0], [0, 0.5, 0, 1]])
+    axes: Any = update_figure(size_LE, profile, PLAN).axes[0]
+    assert np.asarray(axes.images[0].get_array()).tolist() == size_LE.T.tolist()
+    assert len(axes.images) == 2  # the plan's marks lie over it

@@ -16,6 +16,7 @@ from finetune.run import (
     main,
     result_table,
     run,
+    run_until,
 )
 
 ALL = ["data", "profile", "select", "train", "eval", "report"]
@@ -235,6 +236,19 @@ def test_a_cpu_run_tells_accelerate_so(pipeline: Pipeline, monkeypatch: pytest.M
 def test_the_processes_of_a_profile_take_the_threads_of_one(pipeline: Pipeline):
     environment = stage_environment("profile", pipeline.config("base.device=cpu"))
     assert environment["OMP_NUM_THREADS"] == str(torch.get_num_threads())
+
+
+def test_a_part_of_the_run_is_kept_by_the_whole_run(pipeline: Pipeline):
+    seconds = run_until("select", pipeline.config(), pipeline.functions())
+    assert list(seconds) == pipeline.ran == ["data", "profile", "select"]
+    assert pipeline.run() == ["train", "eval", "report"]
+
+
+def test_a_stage_that_there_is_not_is_named_with_those_there_are(pipeline: Pipeline):
+    with pytest.raises(
+        UserError, match="no stage 'plan' of a run: use data, profile, select, train, eval, report"
+    ):
+        run_until("plan", pipeline.config(), pipeline.functions())
 
 
 def test_run_refuses_to_make_a_shard(pipeline: Pipeline):

@@ -13,7 +13,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock
-from tqdm import tqdm
 
 from data_recipes.artefact import (
     UserError,
@@ -24,6 +23,7 @@ from data_recipes.artefact import (
     write_artefact,
 )
 from data_recipes.chats.chat_template import read_template
+from data_recipes.progress import progress_bar
 from finetune.batches import IGNORED_LABEL, Example, audited_examples
 from finetune.model import tokenizer_fingerprint
 
@@ -134,7 +134,7 @@ def _encode_into(
     with whole_folder(folder, KIND) as partial:
         with ExitStack() as stack:
             files = {name: stack.enter_context((partial / f"{name}.bin").open("wb")) for name in ARRAYS}
-            told = tqdm(rows, desc="encode", unit=" rows", delay=SECONDS_BEFORE_PROGRESS)
+            told = progress_bar(rows, desc="encode", unit=" rows", delay=SECONDS_BEFORE_PROGRESS)
             names = _write_rows(files.__getitem__, tokenizer, told, max_length_tokens, stop_ids)
         sizes = {name: (partial / f"{name}.bin").stat().st_size for name in ARRAYS}
         write_artefact(partial / "store.json", KIND, key, {"names": names, "n_bytes": sizes})

@@ -6,7 +6,6 @@ Writes metrics.jsonl, from the first process alone.
 import hashlib
 import json
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,14 +16,12 @@ from types import MappingProxyType
 from typing import Any
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
+from data_recipes.progress import progress_bar
 from finetune.batches import Example
 from finetune.processes import gather
 from finetune.training.memory_use import memory_bytes
 from finetune.training.trackers import numbers_for_trackers
-
-SECONDS_BETWEEN_LINES = 10  # of a progress bar that goes to a file or a notebook, where every update stays
 
 
 @dataclass(frozen=True)
@@ -68,12 +65,7 @@ class Monitor:
         self.peak_memory_bytes = 0  # of this process
         self.n_steps = n_steps
         self.shown_load: dict[str, str] = {}
-        self.progress = tqdm(
-            total=n_steps,
-            desc="train",
-            disable=not accelerator.is_main_process,
-            mininterval=SECONDS_BETWEEN_LINES if not sys.stderr.isatty() else 0.1,
-        )
+        self.progress = progress_bar(total=n_steps, desc="train", disable=not accelerator.is_main_process)
 
     def step_begins(self, examples: Sequence[Example], n_positions: int) -> None:
         """Start the clock of a step on these rows; `n_positions` are their tokens and padding."""

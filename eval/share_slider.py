@@ -54,7 +54,7 @@ def share_slider(profile: Profile, select: SelectConfig, rank: int, shares: Sequ
     box = ipywidgets.VBox([slider, shown])
     # One output with both: what cannot show a widget takes the page.
     bundle = {"text/plain": f"p = {select.share:g}", "text/html": page(select.share)}
-    bundle[WIDGET_VIEW] = box._repr_mimebundle_()[WIDGET_VIEW]
+    bundle[WIDGET_VIEW] = (box._repr_mimebundle_() or {})[WIDGET_VIEW]
     display(bundle, raw=True)
     return box
 

@@ -55,7 +55,7 @@ def run_and_show(line: Sequence[str], environment: Mapping[str, str]) -> int:
     # In a notebook `print` goes to the cell, and a child's own output to the terminal of the server.
     in_notebook = sys.stdout is not sys.__stdout__
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if in_notebook else {}
-    started = subprocess.Popen(line, env=environment, text=False, **pipes)
+    started: Any = subprocess.Popen(line, env=environment, **pipes)
     with started, _asked_to_stop(started, in_notebook):
         if started.stdout is not None:
             _show(started.stdout.fileno())

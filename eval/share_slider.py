@@ -20,6 +20,7 @@ from finetune.selecting.plan import build_plan
 from finetune.selecting.plan_warnings import mean_coverage
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+CELL = 'style="text-align:right; padding:0.2em 0.7em"'  # a widget has no style of its own for tables
 COLUMNS = ("p", "experts", "LoRA parameters", "target", "general")
 
 
@@ -74,12 +75,16 @@ def plan_numbers(plan: Mapping[str, Any], rank: int) -> dict[str, str]:
 
 def numbers_html(rows: Sequence[Mapping[str, str]], is_chosen: Sequence[bool]) -> str:
     """The plans as a table, the chosen one in bold with a mark."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *COLUMNS))
+    head = "".join(f"<th {CELL}>{html.escape(name)}</th>" for name in ("", *COLUMNS))
     lines = ""
     for row, chosen in zip(rows, is_chosen, strict=True):
         tag = "b" if chosen else "span"
         cells = ("▸" if chosen else "", *(row[name] for name in COLUMNS))
-        lines += "<tr>" + "".join(f"<td><{tag}>{html.escape(cell)}</{tag}></td>" for cell in cells) + "</tr>"
+        lines += (
+            "<tr>"
+            + "".join(f"<td {CELL}><{tag}>{html.escape(cell)}</{tag}></td>" for cell in cells)
+            + "</tr>"
+        )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
 
 

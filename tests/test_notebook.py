@@ -1,10 +1,12 @@
 """What notebooks share: the folder, tables and links; a slider that changes the plan, and its page."""
 
+import ast
 import sys
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import nbformat
 import pytest
 from small_profiles import of_languages
 
@@ -88,3 +90,18 @@ def test_without_widgets_the_page_of_the_first_p_stands_there(
     (page,) = shown
     assert "<span>2 of 8</span>" in page.data
     assert "<b>3 of 8</b>" in page.data and "data:image/png;base64," in page.data
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_has_one_cell_of_parameters_with_the_model_and_ends_with_its_claims(path: Path):
+    notebook: Any = nbformat.read(path, as_version=4)
+    first, second, *_, last = notebook.cells
+    assert first.cell_type == "markdown"
+    assert "**What you will see.**" in first.source and "**How long, on what.**" in first.source
+    assignments = ast.parse(second.source).body
+    assert all(isinstance(one, ast.Assign) for one in assignments)
+    names = [ast.unparse(one).split(" = ")[0] for one in assignments]
+    assert names == [name.upper() for name in names] and ast.unparse(assignments[0]) == "MODEL = 'tiny-glm'"
+    assert "zai-org/GLM-5.2" in second.source
+    assert any(isinstance(one, ast.Assert) for one in ast.walk(ast.parse(last.source)))
+    assert "widgets" not in notebook.metadata  # without a kernel they would say nothing, or an error

@@ -45,8 +45,8 @@ notebooks: $(INSTALLED)  ## Execute every notebook into a temporary folder; with
 
 browser:  ## Debian's chromium for the tests in a browser, where there is none and this is root
 	@if command -v chromium chromium-browser google-chrome >/dev/null; then exit 0; fi; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && timeout 120 apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
 	then echo "chromium is installed"; else echo "no browser, and none could be installed: the tests in one are" \
 		"skipped. On Debian and Ubuntu: apt install chromium"; fi
 

@@ -25,9 +25,11 @@ NOTEBOOK = "02_routing_and_experts.ipynb"
 # Of the parameters in the second cell: few rows, so that it takes seconds.
 DATA = ["languages=[ta]", "general_languages=[en, hi]", "train_rows_per_task=10"]
 CHANGES = [f"data.overrides={json.dumps(DATA)}", "profile.max_tokens=2048"]
-# As root chromium has no sandbox; without the others it asks its makers for updates.
+# As root chromium has no sandbox, and a container little shared memory; without the others it asks its makers
+# for updates.
 FLAGS = [
     "--no-sandbox",
+    "--disable-dev-shm-usage",
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",

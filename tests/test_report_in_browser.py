@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 FLAGS = [
     "--no-sandbox",
+    "--disable-dev-shm-usage",
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",

@@ -63,7 +63,7 @@ def plan_configs(config: RunConfig) -> dict[str, RunConfig]:
             output=f"{config.output}/ablation/{name}",
             select=changed[name],
             lora=lora.get(name, config.lora),
-            eval=replace(config.eval, contestants={}),
+            eval=replace(config.eval, contestants={}, tasks=()),
         )
         for name in changed
     }
@@ -107,7 +107,7 @@ def without_missing_plans(config: RunConfig) -> RunConfig:
     named = config.eval.contestants.values()
     if all(one.place(config.output).is_dir() for one in named if one.plan):
         return config
-    return replace(config, eval=replace(config.eval, contestants={}))
+    return replace(config, eval=replace(config.eval, contestants={}, tasks=()))
 
 
 def share(source: Path, folder: Path) -> None:

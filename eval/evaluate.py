@@ -48,6 +48,7 @@ from finetune.adapters.adapter import load_adapter
 from finetune.config import RunConfig, config_from_arguments
 from finetune.eval_options import EvalConfig
 from finetune.model import load_model, model_fingerprint, tokenizer_fingerprint
+from finetune.run import base_hash
 
 Row = dict[str, Any]
 
@@ -192,7 +193,10 @@ def evaluate_stage(config: RunConfig) -> Path:
             "adapter": sha256_file(folder / "adapter" / "adapter_config.json"),
         }
         adapter = adapter_hash(folder / "adapter")
-        base, tuned = ask_base_and_tuned(model, tokenizer, rows, config.eval, adapter, cache, progress=True)
+        files = base_hash(config.base)
+        base, tuned = ask_base_and_tuned(
+            model, tokenizer, rows, config.eval, adapter, cache, progress=True, files=files
+        )
         # Before the run's own adapter is taken off.
         of_tasks = evaluate_tasks(model, tokenizer, tasks, config.eval, config.seed, progress=True)
         answers |= ask_adapters(model, tokenizer, config, rows, cache)

@@ -275,6 +275,12 @@ def _sums_of_losses(model: Any, batch: Batch, cache: Any = None) -> np.ndarray:
     losses = token_losses(model, batch, model.device, n_chunk, cache).double().cpu()
     row_of_loss = (batch.labels[:, 1:] != IGNORED_LABEL).nonzero()[:, 0]
     sums_B = torch.zeros(len(batch.row_ids), dtype=torch.float64).index_add_(0, row_of_loss, losses)
+    if not torch.isfinite(sums_B).all():
+        row = batch.row_ids[int((~torch.isfinite(sums_B)).nonzero()[0])]
+        raise UserError(
+            f"row {row}: the likelihood of its expected answer is no finite number: the weights hold NaN or "
+            "infinity, or overflow in this dtype; set base.dtype=float32, or train or merge again"
+        )
     return sums_B.numpy()
 
 

@@ -32,8 +32,9 @@ METRICS = {
 
 # Names that lm-evaluation-harness has beside shares where more is better.
 _LOWER_IS_BETTER = frozenset(
-    {"ter", "wer", "cer", "brier_score", "mse", "perplexity", "tokens_per_word", "tokens_per_character"}
+    {"ter", "wer", "cer", "brier_score", "mse", "likelihood_diff", "tokens_per_word", "tokens_per_character"}
 )
+_NO_END = _LOWER_IS_BETTER | {"log_likelihood"}
 _OF_100 = frozenset({"bleu", "ter"})
 
 
@@ -48,5 +49,5 @@ def facts_of(metric: str) -> MetricFacts:
         1 if name in _OF_100 else 3,
         name not in _LOWER_IS_BETTER,
         title,
-        100.0 if name in _OF_100 else None if name in _LOWER_IS_BETTER else 1.0,
+        100.0 if name in _OF_100 else None if name in _NO_END else 1.0,
     )

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from data_recipes.artefact import UserError
 from eval.figures import small_png
+from eval.page import comparison_cells
 
 
 def enter_project() -> None:
@@ -48,6 +49,14 @@ def text_table(rows: Iterable[Mapping[str, Any]]) -> HTML:
     head = "".join(f'<th style="text-align:left">{html.escape(name)}</th>' for name in columns)
     lines = "".join(f"<tr>{''.join(_cell(row[name]) for name in columns)}</tr>" for row in rows)
     return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>")
+
+
+def comparison_row(found: Mapping[str, Any], metric: str) -> dict[str, str]:
+    """A comparison of base and tuned as the cells of a line, as the report shows it."""
+    cells = comparison_cells(found, metric)
+    return {"base": cells["base"], "tuned": cells["other"]} | {
+        name: cells[name] for name in ("difference", "interval", "p", "verdict", "rows")
+    }
 
 
 def _cell(value: Any) -> str:

@@ -175,10 +175,13 @@ def report_stage(config: RunConfig) -> Path:
     chosen = choose_samples(results["rows"], config.eval.samples, config.seed)
     samples = make_samples(results, chosen)
     page = render_page(shown, tables, samples, profile, plan, _read_metrics(adapter / "metrics.jsonl"))
-    if len(page.encode("utf-8")) > MAX_PAGE_BYTES:
-        raise UserError(f"report.html would be larger than {MAX_PAGE_BYTES:,} bytes: lower eval.samples")
     write_artefact(folder / "report.json", "report", inputs, report)
     write_text(folder / "report.md", render_markdown(shown, tables, samples))
+    if len(page.encode("utf-8")) > MAX_PAGE_BYTES:
+        raise UserError(
+            f"report.html would be larger than {MAX_PAGE_BYTES:,} bytes: lower eval.samples, or name fewer "
+            "contestants or tasks; report.json and report.md are written"
+        )
     write_text(folder / "report.html", page)
     return folder / "report.html"
 

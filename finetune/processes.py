@@ -28,8 +28,10 @@ LOST = re.compile(r"gloo|[Cc]onnection (closed|reset)|[Tt]imed out")
 
 
 def say(message: str) -> None:
-    """Print on the first process only."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+    """Print on the first process only, also once the processes have parted."""
+    is_together = torch.distributed.is_initialized()
+    rank = torch.distributed.get_rank() if is_together else int(os.environ.get("RANK", "0"))
+    if rank == 0:
         print(message, flush=True)
 
 

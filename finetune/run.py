@@ -176,7 +176,17 @@ def train_inputs(config: RunConfig) -> dict[str, str]:
         "lora": part_hash(config.lora),
         # How a run is saved on its way changes nothing of what comes out.
         "train": part_hash(replace(config.train, checkpoint=CheckpointConfig())),
+        **({"replay": _content_hash(config.train.replay.data)} if config.train.replay else {}),
     }
+
+
+def _content_hash(folder: str) -> str:
+    """Of a built dataset.
+
+    Raises: UserError when there is none.
+    """
+    manifest = read_artefact(Path(folder) / "manifest.json", "dataset_manifest", ("content_hash",))
+    return manifest["content_hash"]
 
 
 def eval_inputs(config: RunConfig) -> dict[str, str]:

@@ -72,6 +72,11 @@ def test_a_loss_far_above_its_median_for_some_steps_is_an_explosion() -> None:
         UserError, match=r"explodes: 3 steps in a row above 3 times its usual 3, now 12, at step 14"
     ):
         calm.refuse(13, 12.0, 12.0, 1.0, [])
+    lowered = BadNumbers(
+        train_config(explode_ratio=3.0, explode_steps=2), layout, None, [*usual, 11.0, 11.0, 11.0]
+    )
+    with pytest.raises(UserError, match="explodes: 4 steps in a row"):
+        lowered.refuse(13, 12.0, 12.0, 1.0, [])
     never = BadNumbers(train_config(explode_ratio=None), layout, None, [1.0] + [1e9] * 100)
     never.refuse(101, 1e9, 1e9, 1.0, [])
 

@@ -178,6 +178,19 @@ def test_a_changed_row_of_a_task_compares_again(pipeline: Pipeline):
     assert pipeline.run(change)[0] == "eval"
 
 
+def test_replayed_rows_that_changed_train_again(pipeline: Pipeline):
+    def rebuild(content_hash: str) -> None:
+        replayed = pipeline.folder / "general" / "manifest.json"
+        write_artefact(replayed, "dataset_manifest", {}, {"content_hash": content_hash})
+
+    change = f"train.replay={{data: {pipeline.folder}/general, share: 0.5}}"
+    rebuild("one")
+    assert pipeline.run(change) == ALL
+    assert pipeline.run(change) == []
+    rebuild("another")
+    assert "train" in pipeline.run(change)
+
+
 def test_a_wrong_task_is_told_before_the_first_stage(pipeline: Pipeline):
     task = pipeline.folder / "task.yaml"
     task.write_text(TASK)

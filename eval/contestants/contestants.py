@@ -74,7 +74,7 @@ def ask_adapters(
     if not adapters:
         return {}
     detach(model)
-    base = model_identity(model, tokenizer)
+    base = {**model_identity(model, tokenizer), "files": base_hash(config.base)}
     for name, contestant in adapters.items():
         folder = contestant.place(config.output)
         with of_contestant(name):

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from tqdm import tqdm
-
 from data_recipes.artefact import UserError
+from data_recipes.progress import progress_bar
 from data_recipes.translate.cache import ReplyCache
 from data_recipes.translate.endpoint import Endpoint
 from data_recipes.translate.endpoint_options import EndpointConfig
@@ -48,7 +47,8 @@ def ask_endpoint(
             f"{len(found)} answers are kept from before",
             flush=True,
         )
-        for key, reply in tqdm(_asked(config, missing, list(found.values())), name, len(missing)):
+        asked = _asked(config, missing, list(found.values()))
+        for key, reply in progress_bar(asked, desc=name, total=len(missing)):
             cache.put(key, reply)
             found[key] = reply
     usage = Usage()

@@ -73,9 +73,9 @@ def ask_model(
             return {**said, "usage": [*n_tokens, seconds]}
 
         content = [[example.tokens, example.labels] for example in batch.examples]
-        found = kept_or_made(
-            cache, [identity, options.max_new_tokens, is_read_once, batch.questions, content], answered
-        )
+        stops = settings.eos_token_id
+        asked_for = [identity, stops, options.max_new_tokens, is_read_once, batch.questions, content]
+        found = kept_or_made(cache, asked_for, answered)
         usage = usage.plus(Usage(*found["usage"]))
         nll_nats[indices] = found["nll_nats"]
         for i, text in zip(indices, found["texts"], strict=True):
@@ -91,9 +91,13 @@ def ask_base_and_tuned(
     adapter: str,
     cache: ReplyCache,
     progress: bool = False,
+    files: str = "",
 ) -> tuple[Answers, Answers]:
-    """What a model with an attached adapter answers without and with it; `adapter` is the adapter's hash."""
-    base = model_identity(model, tokenizer)
+    """What a model with an attached adapter answers without and with it; `adapter` is the adapter's hash.
+
+    `files` is a hash of the base's files: a fingerprint is of samples, and a change may lie between them.
+    """
+    base = {**model_identity(model, tokenizer), "files": files}
     tuned = {**base, "adapter": adapter}
     with adapter_disabled(model):
         of_base = ask_model(model, tokenizer, rows, options, base, cache, "base " if progress else None)

@@ -56,5 +56,7 @@ def language_basis(tag: str) -> str:
         UserError: an unknown form.
     """
     form = written_form(tag)
+    if form.script == "Latn":
+        return SCRIPT_ONLY  # any romanised text is in it, and most of the world's languages
     mainly = {other.code for other in forms().values() if other.use == "main" and other.script == form.script}
     return BY_SCRIPT if mainly == {form.code} else SCRIPT_ONLY

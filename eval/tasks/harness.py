@@ -108,7 +108,9 @@ def _paired_rows(base: dict[str, list[Any]], tuned: dict[str, list[Any]]) -> lis
             for metric in sample["metrics"]:
                 pair = sample[metric], other[metric]
                 if all(isinstance(value, bool | int | float | np.number) for value in pair):
-                    row["values"][f"{metric}{suffix}"] = tuple(float(value) for value in pair)
+                    # Of one document lm-eval's "perplexity" is its log-likelihood: more is better.
+                    name_shown = "log_likelihood" if metric == "perplexity" else metric
+                    row["values"][f"{name_shown}{suffix}"] = tuple(float(value) for value in pair)
     return [rows[key] for key in sorted(rows)]
 
 

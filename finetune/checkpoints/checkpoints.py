@@ -116,7 +116,7 @@ class Checkpoints:
         is_due = is_calm and done < n_steps and self._is_due(done)
         received, is_due = self._agreed_wishes(is_due)
         if received is not None or is_due:
-            self.save(done)
+            self.save(done, is_calm)
         if received is not None:
             message = f"stopped by {received.name}; the same command goes on from {self.newest}"
             if self.layout.accelerator.num_processes == 1:
@@ -124,8 +124,8 @@ class Checkpoints:
             tell_together(self.layout.accelerator, message)
             raise SystemExit(EXIT_CODES[received])
 
-    def save(self, done: int) -> None:
-        """Write the checkpoint of `done` steps and remove old ones.
+    def save(self, done: int, is_calm: bool = True) -> None:
+        """Write the checkpoint of `done` steps and remove old ones; those stay while the loss is not calm.
 
         Raises:
             UserError: as `step_ends`.
@@ -136,6 +136,8 @@ class Checkpoints:
         if accelerator.is_main_process:
             try:
                 self._write(done)
+                if is_calm:
+                    remove_checkpoints(self.root, self.config.keep)
             except (UserError, OSError) as error:
                 kept = f"{self.newest} is whole, and" if self.newest else "no checkpoint was written before:"
                 problem = f"{error}; training stopped after step {done}: {kept} the same command goes on from"
@@ -162,7 +164,6 @@ class Checkpoints:
         monitor, validation = self.monitor.state(), self.validation.state()
         body = {"run": self.identity, "monitor": monitor, "validation": validation}
         write_checkpoint(self.root, done, tensors, self.monitor.metrics_path, body)
-        remove_checkpoints(self.root, self.config.keep)
 
     def _is_due(self, done: int) -> bool:
         if self.config.every_steps is not None and done % self.config.every_steps == 0:

@@ -49,10 +49,10 @@ def changed_tensors(before: Path, after: Path) -> dict[str, float]:
     Tensors that stack the experts of a layer are compared expert by expert: the name ends in "[expert]".
 
     Raises:
-        UserError: a folder holds no checkpoint, or one has tensors or shapes that the other does not have.
+        UserError: a folder holds no checkpoint, or one has tensors, shapes or dtypes that the other has not.
     """
     old, new = read_places(before), read_places(after)
-    shapes = [{name: place.shape for name, place in places.items()} for places in (old, new)]
+    shapes = [{name: (place.dtype, place.shape) for name, place in places.items()} for places in (old, new)]
     if shapes[0] != shapes[1]:
         differ = sorted(
             name for name in old.keys() | new.keys() if shapes[0].get(name) != shapes[1].get(name)

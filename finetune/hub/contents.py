@@ -102,7 +102,7 @@ def exported(run: FinishedRun, to: str, check: str) -> Path:
     # The hash of the adapter's config stands for tensors, options, plan and base.
     folder = exports / sha256_file(run.folder / "adapter" / "adapter_config.json")[:16]
     for other in exports.iterdir() if exports.is_dir() else ():
-        if other != folder:
+        if other != folder and other.is_dir():
             shutil.rmtree(other)
     try:
         stamp = read_stamp(folder / to)

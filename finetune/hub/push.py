@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from huggingface_hub import get_token
+
 from data_recipes.artefact import UserError
 from finetune import cli
 from finetune.config import BaseConfig, load_run_config
@@ -110,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dataset=arguments.dataset,
     )
     if arguments.dry_run:
-        contents = prepare(folder, wanted, base, arguments.base)
+        contents = prepare(folder, wanted, base, arguments.base, get_token())
         print("\n".join(shown(*one, not arguments.public) for one in contents))
         print("dry run: nothing was sent")
         return 0

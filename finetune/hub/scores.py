@@ -20,7 +20,6 @@ METRIC_NAMES = {
     "script_share": "share of letters in the expected script",
 }
 GROUP_NAMES = {"target": "languages that were trained", "general": "languages that must not be forgotten"}
-LOWER_IS_BETTER = ("bits_per_byte",)
 
 
 class Score(NamedTuple):
@@ -41,10 +40,8 @@ class Score(NamedTuple):
 
     @property
     def is_loss(self) -> bool:
-        """Whether the interval of the difference lies wholly on the worse side."""
-        if self.metric in LOWER_IS_BETTER:
-            return self.compared["low"] > 0
-        return self.compared["high"] < 0
+        """Whether the results judge it a loss, corrected over all languages."""
+        return self.compared.get("verdict") == "loss"
 
     @property
     def against(self) -> str:

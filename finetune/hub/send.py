@@ -21,7 +21,10 @@ from data_recipes.artefact import UserError
 from finetune.hub.contents import Repository
 from finetune.hub.listing import Listed, is_there
 
-GO_ON = "No half of a push is ever published: push again, and what was uploaded is not sent again."
+GO_ON = (
+    "No repository is left half written, and those told as pushed above are done: push again, and what was "
+    "uploaded is not sent again."
+)
 REASONS = {
     400: "the Hub refuses what is sent",
     401: "the Hub does not know your token: log in again with `hf auth login`, or set HF_TOKEN",

@@ -55,7 +55,7 @@ class BadNumbers:
                 self._stop(f"the {name} is {value}", step, self._bad_rows(own_loss, parts))
         usual = median(self.recent) if self.recent else loss
         self._note(loss)
-        if self.n_high == self.config.explode_steps:
+        if self.n_high >= self.config.explode_steps:
             bar = f"{self.config.explode_ratio:g} times its usual {usual:.3g}"
             what = f"the loss explodes: {self.n_high} steps in a row above {bar}, now {loss:.3g},"
             self._stop(what, step, row_ids(parts))

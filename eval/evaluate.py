@@ -30,9 +30,9 @@ from eval.contestants.contestants import (
     costs,
     other_result,
 )
-from eval.contestants.local_model import ask_base_and_tuned
+from eval.contestants.local_model import ask_base_and_tuned, model_identity
 from eval.gate import check_gate, check_gate_languages
-from eval.generate import AnswerLoss
+from eval.generate import AnswerLoss, greedy
 from eval.metrics import (
     BitsPerByte,
     ChrfPlusPlus,
@@ -198,7 +198,9 @@ def evaluate_stage(config: RunConfig) -> Path:
             model, tokenizer, rows, config.eval, adapter, cache, progress=True, files=files
         )
         # Before the run's own adapter is taken off.
-        of_tasks = evaluate_tasks(model, tokenizer, tasks, config.eval, config.seed, progress=True)
+        stops = greedy(model, tokenizer).eos_token_id
+        identity = {**model_identity(model, tokenizer), "files": files, "adapter": adapter, "stops": stops}
+        of_tasks = evaluate_tasks(model, tokenizer, tasks, config.eval, config.seed, True, identity, cache)
         answers |= ask_adapters(model, tokenizer, config, rows, cache)
         del model  # before another one loads: never two
         answers |= ask_merged(config, rows, cache)

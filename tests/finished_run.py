@@ -16,8 +16,10 @@ from finetune.model import load_model, model_fingerprint
 HUB_BASE = "zai-org/GLM-5.2"
 
 
-def compared(base: float, tuned: float, low: float, high: float, n: int) -> dict[str, float]:
-    return {"base": base, "tuned": tuned, "difference": tuned - base, "low": low, "high": high, "n": n}
+def compared(base: float, tuned: float, low: float, high: float, n: int) -> dict[str, Any]:
+    verdict = "loss" if high < 0 else "gain" if low > 0 else "too few rows to tell"
+    found = {"base": base, "tuned": tuned, "difference": tuned - base, "low": low, "high": high, "n": n}
+    return {**found, "verdict": verdict}
 
 
 def made_up_results() -> dict[str, Any]:

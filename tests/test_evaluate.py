@@ -366,3 +366,6 @@ def test_the_stage_puts_tasks_beside_the_test_rows(run_folder, tmp_path):
     assert choice["metrics"]["accuracy"]["all"]["n"] == 2
     assert len(choice["rows"][0]["base_logprobs"]) == 2
     assert choice["rows"][1]["expected"] == "c"
+    kept = entries(config)
+    again = read_artefact(evaluate_stage(config), "eval_results")
+    assert again["tasks"] == results["tasks"] and entries(config) == kept, "nothing was asked again"

@@ -48,6 +48,7 @@ def test_the_script_tells_eight_of_the_languages_and_no_romanised_one():
     told = {"gu", "kn", "ml", "or", "pa", "sat", "ta", "te"}
     assert {code for code in SCHEDULED if language_basis(code) == BY_SCRIPT} == told
     assert {language_basis(f"{code}-Latn") for code in SCHEDULED} == {SCRIPT_ONLY}
+    assert language_basis("en") == SCRIPT_ONLY  # Latin letters tell no language
     assert language_basis("mni-Mtei") == SCRIPT_ONLY  # not its main script, and then nobody's
 
 

@@ -4,18 +4,22 @@ Reads tasks and a model with an attached adapter; returns `results["tasks"]`, wr
 same rows, the base with the adapter switched off, so every difference is paired.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from data_recipes.translate.cache import ReplyCache
 from eval.compare import paired_bootstrap_of_sums
+from eval.contestants.answer_cache import kept_or_made
 from eval.tasks.answering import Answered, answer_task, score_of
 from eval.tasks.fidelity import language_basis
 from eval.tasks.harness import harness_answers, harness_result
 from eval.tasks.rows import Row, Task
 from finetune.adapters.adapter import adapter_disabled
 from finetune.eval_options import EvalConfig
+
+SCORING_VERSION = 1  # raised by hand when the same answers get other numbers: what is kept are numbers
 
 
 def evaluate_tasks(
@@ -25,8 +29,13 @@ def evaluate_tasks(
     config: EvalConfig,
     seed: int,
     progress: bool = False,
+    identity: Mapping[str, Any] | None = None,
+    cache: ReplyCache | None = None,
 ) -> dict[str, Any]:
     """Ask base and tuned the rows of all tasks.
+
+    With a `cache` a task that was compared is not asked again; `identity` is then all that decides about the
+    answers of the two beside the task and the options.
 
     Returns:
         By task name: "version", "kind", "file_sha256", "rows_sha256", "signatures", "notes", "metrics" (for
@@ -35,20 +44,33 @@ def evaluate_tasks(
     Raises:
         UserError: as `answer_task` and `harness_answers`.
     """
-    with adapter_disabled(model):
-        base = [_answers(model, tokenizer, task, config, "base " if progress else None) for task in tasks]
-    tuned = [_answers(model, tokenizer, task, config, "tuned" if progress else None) for task in tasks]
     results = {}
-    for task, *both in zip(tasks, base, tuned, strict=True):
-        compared = harness_result if task.options.kind == "lm_eval" else compare_task
-        results[task.name] = {
-            "version": task.options.version,
-            "kind": task.options.kind,
-            "file_sha256": task.file_sha256,
-            "rows_sha256": task.rows_sha256,
-            **compared(task, both[0], both[1], config.n_bootstrap, seed),
-        }
+    for task in tasks:
+
+        def compared(task: Task = task) -> dict[str, Any]:
+            return _compared(model, tokenizer, task, config, seed, progress)
+
+        options = [config.batch_size, config.max_new_tokens, config.n_bootstrap, seed]
+        content = [SCORING_VERSION, identity, task.name, task.identity, *options]
+        results[task.name] = kept_or_made(cache, content, compared) if cache else compared()
     return results
+
+
+def _compared(
+    model: Any, tokenizer: Any, task: Task, config: EvalConfig, seed: int, progress: bool
+) -> dict[str, Any]:
+    """One task's result."""
+    with adapter_disabled(model):
+        base = _answers(model, tokenizer, task, config, "base " if progress else None)
+    tuned = _answers(model, tokenizer, task, config, "tuned" if progress else None)
+    compare = harness_result if task.options.kind == "lm_eval" else compare_task
+    return {
+        "version": task.options.version,
+        "kind": task.options.kind,
+        "file_sha256": task.file_sha256,
+        "rows_sha256": task.rows_sha256,
+        **compare(task, base, tuned, config.n_bootstrap, seed),
+    }
 
 
 def _answers(model: Any, tokenizer: Any, task: Task, config: EvalConfig, progress: str | None) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,15 @@ class Task:
         """The name that its result stands under."""
         return self.options.name
 
+    @property
+    def identity(self) -> list[str | None]:
+        """What decides about what is asked: file, rows, and the harness where it asks.
+
+        Data of a harness' task that changes on the Hub under its name is not seen.
+        """
+        harness = [metadata.version("lm_eval")] if self.options.kind == "lm_eval" else []
+        return [self.file_sha256, self.rows_sha256, *harness]
+
 
 def load_tasks(entries: tuple[str, ...] | list[str]) -> list[Task]:
     """Return the tasks of `eval.tasks`: paths of task files, or "lm_eval:NAME".
@@ -71,8 +81,7 @@ def tasks_sha256(entries: tuple[str, ...] | list[str]) -> str:
     Raises:
         UserError: as `load_tasks`.
     """
-    parts = [[task.name, task.file_sha256, task.rows_sha256] for task in load_tasks(entries)]
-    return sha256_json(parts)
+    return sha256_json([[task.name, *task.identity] for task in load_tasks(entries)])
 
 
 def _load_task(entry: str) -> Task:

@@ -1,6 +1,8 @@
 """The doctor's checks: what is well, what is to change, and how to change it; exit code 0 or 2."""
 
+import os
 import re
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -99,6 +101,36 @@ def test_processes_that_do_not_answer_are_killed_at_the_time_limit() -> None:
     assert (
         not found.is_ok and "added up nothing within 1 s: look whether the machine's own name" in found.text
     )
+
+
+def test_a_worker_in_a_session_of_its_own_that_holds_the_output_holds_nobody_up(tmp_path: Path) -> None:
+    worker = (
+        f"import os, time; open({str(tmp_path / 'worker')!r}, 'w').write(str(os.getpid())); time.sleep(25)"
+    )
+    child = (
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}], start_new_session=True)"
+    )
+    started = time.monotonic()
+    found = check_launch("cpu", 2, [sys.executable, "-c", child])
+    assert time.monotonic() - started < 10
+    assert not found.is_ok and "added up nothing within 2 s" in found.text
+    os.kill(int((tmp_path / "worker").read_text()), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_torchrun_that_is_stopped_takes_its_workers_with_it(tmp_path: Path) -> None:
+    # They do not end by themselves when they are asked to.
+    (tmp_path / "worker.py").write_text(
+        "import os, signal, sys, time\nfrom pathlib import Path\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "Path(sys.argv[1], f'{os.getpid()}.pid').touch()\ntime.sleep(100)\n"
+    )
+    torchrun = [*process_start.launch_command("cpu", 15)[:5], str(tmp_path / "worker.py"), str(tmp_path)]
+    found = check_launch("cpu", 15, torchrun)
+    assert not found.is_ok and "added up nothing within 15 s" in found.text
+    workers = [int(file.stem) for file in tmp_path.glob("*.pid")]
+    assert len(workers) == process_start.N_PROCESSES
+    assert not [number for number in workers if Path(f"/proc/{number}").exists()]
 
 
 @pytest.mark.parametrize(

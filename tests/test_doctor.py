@@ -195,6 +195,25 @@ def test_memory_that_is_not_there_is_told_with_the_ways_out(
     assert not training.is_ok and "take base.dtype=bfloat16 or more processes" in training.text
 
 
+def test_a_profile_with_the_whole_base_needs_room_for_it_in_each_process(
+    quickstart: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs = room.Needs(3_000_000_000, 0, True, False)
+    monkeypatch.setattr(room, "free_memory_bytes", lambda _: 5_000_000_000)
+    one = replace(quickstart, profile=replace(quickstart.profile, n_processes=1))
+    profile = room.check_memory(one, needs)[1]
+    assert profile.is_ok
+    assert profile.text == "profile: the whole base, 3 GB in each of 1 process(es); 5 GB free for each"
+    two = replace(quickstart, profile=replace(quickstart.profile, n_processes=2))
+    profile = room.check_memory(two, needs)[1]
+    assert not profile.is_ok and profile.text == (
+        "profile: the whole base, 3 GB in each of 2 process(es); 2.5 GB free for each: "
+        "set profile.offload=true or take fewer profile.n_processes"
+    )
+    profile = room.check_memory(one, needs._replace(base=6_000_000_000))[1]
+    assert not profile.is_ok and profile.text.endswith("5 GB free for each: set profile.offload=true")
+
+
 def test_a_profile_by_layers_needs_its_largest_layer_and_the_hidden_states(
     quickstart: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,7 +99,16 @@ def _training(config: RunConfig, needs: Needs, free: int) -> Finding:
 
 def _profile(config: RunConfig, needs: Needs, free: int) -> Finding:
     if not needs.offloads:
-        return Finding("memory", True, "profile: with the whole base in memory")
+        n_processes = config.profile.n_processes
+        n_sharing = n_processes if choose_device(config.base.device).type == "cpu" else 1
+        what = (
+            f"profile: the whole base, {_gb(needs.base)} in each of {n_processes} process(es); "
+            f"{_gb(free // n_sharing)} free for each"
+        )
+        if needs.base <= free // n_sharing:
+            return Finding("memory", True, what)
+        fewer = " or take fewer profile.n_processes" if n_sharing > 1 else ""
+        return Finding("memory", False, f"{what}: set profile.offload=true{fewer}")
     held = config.profile.max_tokens if config.profile.hidden_states == "memory" else 0
     needed = _offload(config).memory_bytes(held)
     what = f"profile: layer by layer, at least {_gb(needed)} of {_gb(free)} free"

@@ -260,6 +260,43 @@ def test_a_base_of_the_hub_needs_room_in_its_cache(
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**9}))
     _, cache = room.check_disk(of_hub, room.Needs(10**10, 0, True, False))
     assert not cache.is_ok and ": the base's files need 10 GB, 1 GB free" in cache.text
+    assert cache.text.endswith("free some, or set HF_HOME to a folder on another disk")
+
+
+def test_cache_and_output_on_one_disk_need_room_together(
+    quickstart: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_hub = replace(quickstart, base=replace(quickstart.base, model="someone/large"))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 60 * 10**9}))
+    needs = room.Needs(40 * 10**9, 10**9, True, False)
+    monkeypatch.setattr(room, "_disk", lambda _: 1)
+    output, cache = room.check_disk(of_hub, needs)
+    n_output = float(re.findall(r"need ([\d.]+) GB", output.text)[0])
+    assert output.is_ok and 20 < n_output < 60
+    assert not cache.is_ok and f"need 40 GB beside {n_output:g} GB of the output, 60 GB free" in cache.text
+    monkeypatch.setattr(room, "_disk", lambda folder: str(folder))
+    assert all(found.is_ok for found in room.check_disk(of_hub, needs)), "each on a disk of its own"
+
+
+def test_a_base_is_in_the_cache_when_all_its_files_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        room,
+        "try_to_load_from_cache",
+        lambda _, name, revision: str(tmp_path / name) if (tmp_path / name).exists() else None,
+    )
+    assert not room._is_cached("someone/large", None)
+    shards = {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}
+    write_json(tmp_path / "model.safetensors.index.json", {"weight_map": shards})
+    assert not room._is_cached("someone/large", None), "an index alone"
+    (tmp_path / "model-1.safetensors").touch()
+    assert not room._is_cached("someone/large", None)
+    (tmp_path / "model-2.safetensors").touch()
+    assert room._is_cached("someone/large", None)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    (tmp_path / "model.safetensors").touch()
+    assert room._is_cached("someone/large", None), "in one file"
 
 
 def test_devices_are_used_and_those_a_config_asks_for_must_be_there(quickstart: RunConfig) -> None:

@@ -1,6 +1,8 @@
 """The doctor's checks: what is well, what is to change, and how to change it; exit code 0 or 2."""
 
+import os
 import re
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -10,8 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from packaging.specifiers import SpecifierSet
-from packaging.version import Version
 from test_train import PLAN, write_run_inputs
 
 from data_recipes.artefact import write_json
@@ -22,7 +22,7 @@ from finetune.config import RunConfig, load_run_config
 from finetune.machine import process_start, room
 from finetune.machine.devices import check_devices
 from finetune.machine.process_start import check_launch
-from finetune.machine.versions import check_versions, read_pins, within
+from finetune.machine.versions import check_versions, read_pins
 from finetune.training_options import CheckpointConfig, LayoutConfig
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +60,7 @@ def test_packages_that_lack_or_are_too_old_are_named_and_those_of_an_extra_may_l
     found = check_versions(requirements, {}, versions_of(torch="2.9.1+cpu", django="5.3", pyright="1.1.414"))
     assert not found.is_ok
     assert found.text == (
-        "torch 2.9.1+cpu is not >=2.13, tqdm is not installed, django 5.3 is not >=5.2,<5.3: "
+        "torch 2.9.1+cpu is not >=2.13, tqdm is not installed, django 5.3 is not <5.3,>=5.2: "
         "pip install -c constraints.txt -e . in the folder of the source"
     )
 
@@ -83,12 +83,43 @@ def test_a_version_that_was_not_tested_is_told_and_nothing_to_change(tmp_path: P
     assert check_versions().is_ok, "where the tests run"
 
 
-def test_bounds_are_read_as_packaging_reads_them() -> None:
-    versions = ["2.13", "2.13.0", "2.9", "2.13.1", "3", "3.0", "10.1", "2.2.366", "2025.7.33", "2.13.0+cpu"]
-    bounds = [">=2.13", ">=2.13,<3", "<3.0", ">=2.2.366", ">=3", ">=2025.7", ">=2,<2.14"]
-    pairs = [(version, bound) for version in versions for bound in bounds]
-    # packaging tells local builds apart in "<" and ">=" alike, as equal to their release.
-    assert [within(*pair) for pair in pairs] == [Version(v) in SpecifierSet(b) for v, b in pairs]
+@pytest.mark.parametrize(
+    ("requirement", "version", "is_ok"),
+    [
+        ("torch>=2.13", "2.13", True),
+        ("torch>=2.13", "2.9", False),
+        ("torch>=2.13,<3", "3.0", False),
+        ("torch>=2.13", "2.13.0+cpu", True),
+        # A vendor's container: made from the source before the release, and all that it has.
+        ("torch>=2.13", "2.13.0a0+nv26.7", True),
+        ("torch>=2.14", "2.13.0a0+nv26.7", False),
+        ("torch~=2.13.1", "2.13.5", True),
+        ("torch~=2.13.1", "2.14", False),
+        ("torch!=2.13.1", "2.13.1", False),
+        ("torch==2.13.*", "2.13.4", True),
+        ("torch[extra] (>=2.13)", "2.12", False),
+        ("torch>=2.13", "of my own", False),
+        ("torch>=99; python_version < '3.0'", "2.13", True),
+        ("torch>=99; python_version >= '3.0'", "2.13", False),
+        ("torch>=99; python_version >= '3.0' and extra == 'dev'", "2.13", False),
+        ("torch>=99; python_version < '3.0' and extra == 'dev'", "2.13", True),
+        ("nowhere>=99; python_version < '3.0'", "2.13", True),
+        ("nowhere>=99; python_version >= '3.0'", "2.13", False),
+        ("nowhere>=99; python_version >= '3.0' and extra == 'dev'", "2.13", True),
+    ],
+)
+def test_a_requirement_is_read_with_all_its_signs_and_markers(
+    requirement: str, version: str, is_ok: bool
+) -> None:
+    assert check_versions([requirement], {}, versions_of(torch=version)).is_ok == is_ok
+
+
+def test_pins_that_hold_elsewhere_are_left_out(tmp_path: Path) -> None:
+    lines = ["Torch == 2.13.0  # the CPU's", "", "colorama==0.4; python_version < '3.0'", "tqdm>=4"]
+    (tmp_path / "constraints.txt").write_text("\n".join(lines))
+    assert read_pins(tmp_path / "constraints.txt") == {"torch": "2.13.0"}
+    same = check_versions(["torch>=2"], {"torch": "2.13"}, versions_of(torch="2.13.0+cpu"))
+    assert same.text.endswith("all as tested")
 
 
 def test_processes_that_do_not_answer_are_killed_at_the_time_limit() -> None:
@@ -99,6 +130,36 @@ def test_processes_that_do_not_answer_are_killed_at_the_time_limit() -> None:
     assert (
         not found.is_ok and "added up nothing within 1 s: look whether the machine's own name" in found.text
     )
+
+
+def test_a_worker_in_a_session_of_its_own_that_holds_the_output_holds_nobody_up(tmp_path: Path) -> None:
+    worker = (
+        f"import os, time; open({str(tmp_path / 'worker')!r}, 'w').write(str(os.getpid())); time.sleep(25)"
+    )
+    child = (
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}], start_new_session=True)"
+    )
+    started = time.monotonic()
+    found = check_launch("cpu", 2, [sys.executable, "-c", child])
+    assert time.monotonic() - started < 10
+    assert not found.is_ok and "added up nothing within 2 s" in found.text
+    os.kill(int((tmp_path / "worker").read_text()), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_torchrun_that_is_stopped_takes_its_workers_with_it(tmp_path: Path) -> None:
+    # They do not end by themselves when they are asked to.
+    (tmp_path / "worker.py").write_text(
+        "import os, signal, sys, time\nfrom pathlib import Path\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "Path(sys.argv[1], f'{os.getpid()}.pid').touch()\ntime.sleep(100)\n"
+    )
+    torchrun = [*process_start.launch_command("cpu", 15)[:5], str(tmp_path / "worker.py"), str(tmp_path)]
+    found = check_launch("cpu", 15, torchrun)
+    assert not found.is_ok and "added up nothing within 15 s" in found.text
+    workers = [int(file.stem) for file in tmp_path.glob("*.pid")]
+    assert len(workers) == process_start.N_PROCESSES
+    assert not [number for number in workers if Path(f"/proc/{number}").exists()]
 
 
 @pytest.mark.parametrize(
@@ -163,6 +224,25 @@ def test_memory_that_is_not_there_is_told_with_the_ways_out(
     assert not training.is_ok and "take base.dtype=bfloat16 or more processes" in training.text
 
 
+def test_a_profile_with_the_whole_base_needs_room_for_it_in_each_process(
+    quickstart: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs = room.Needs(3_000_000_000, 0, True, False)
+    monkeypatch.setattr(room, "free_memory_bytes", lambda _: 5_000_000_000)
+    one = replace(quickstart, profile=replace(quickstart.profile, n_processes=1))
+    profile = room.check_memory(one, needs)[1]
+    assert profile.is_ok
+    assert profile.text == "profile: the whole base, 3 GB in each of 1 process(es); 5 GB free for each"
+    two = replace(quickstart, profile=replace(quickstart.profile, n_processes=2))
+    profile = room.check_memory(two, needs)[1]
+    assert not profile.is_ok and profile.text == (
+        "profile: the whole base, 3 GB in each of 2 process(es); 2.5 GB free for each: "
+        "set profile.offload=true or take fewer profile.n_processes"
+    )
+    profile = room.check_memory(one, needs._replace(base=6_000_000_000))[1]
+    assert not profile.is_ok and profile.text.endswith("5 GB free for each: set profile.offload=true")
+
+
 def test_a_profile_by_layers_needs_its_largest_layer_and_the_hidden_states(
     quickstart: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +289,43 @@ def test_a_base_of_the_hub_needs_room_in_its_cache(
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**9}))
     _, cache = room.check_disk(of_hub, room.Needs(10**10, 0, True, False))
     assert not cache.is_ok and ": the base's files need 10 GB, 1 GB free" in cache.text
+    assert cache.text.endswith("free some, or set HF_HOME to a folder on another disk")
+
+
+def test_cache_and_output_on_one_disk_need_room_together(
+    quickstart: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_hub = replace(quickstart, base=replace(quickstart.base, model="someone/large"))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 60 * 10**9}))
+    needs = room.Needs(40 * 10**9, 10**9, True, False)
+    monkeypatch.setattr(room, "_disk", lambda _: 1)
+    output, cache = room.check_disk(of_hub, needs)
+    n_output = float(re.findall(r"need ([\d.]+) GB", output.text)[0])
+    assert output.is_ok and 20 < n_output < 60
+    assert not cache.is_ok and f"need 40 GB beside {n_output:g} GB of the output, 60 GB free" in cache.text
+    monkeypatch.setattr(room, "_disk", lambda folder: str(folder))
+    assert all(found.is_ok for found in room.check_disk(of_hub, needs)), "each on a disk of its own"
+
+
+def test_a_base_is_in_the_cache_when_all_its_files_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        room,
+        "try_to_load_from_cache",
+        lambda _, name, revision: str(tmp_path / name) if (tmp_path / name).exists() else None,
+    )
+    assert not room._is_cached("someone/large", None)
+    shards = {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}
+    write_json(tmp_path / "model.safetensors.index.json", {"weight_map": shards})
+    assert not room._is_cached("someone/large", None), "an index alone"
+    (tmp_path / "model-1.safetensors").touch()
+    assert not room._is_cached("someone/large", None)
+    (tmp_path / "model-2.safetensors").touch()
+    assert room._is_cached("someone/large", None)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    (tmp_path / "model.safetensors").touch()
+    assert room._is_cached("someone/large", None), "in one file"
 
 
 def test_devices_are_used_and_those_a_config_asks_for_must_be_there(quickstart: RunConfig) -> None:

@@ -6,11 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from finetune.machine.finding import Finding
 
 N_PROCESSES, SUM = 2, 3
+# torchrun asks its workers to end, and kills them after SHUTDOWN_S; torchrun itself is killed after GRACE_S.
+SHUTDOWN_S, GRACE_S = 3, 6
 WAY_OUT = (
     "look whether the machine's own name resolves and a firewall lets processes talk to each other "
     "(GLOO_SOCKET_IFNAME=lo takes the loopback), or train in one process"
@@ -36,6 +39,7 @@ def check_launch(device: str, time_limit_s: int, command: Sequence[str] | None =
     Whatever is left of them after `time_limit_s` is killed. `command` takes the place of the usual one.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SHUTDOWN_S)
     places = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
     if device == "cpu":
@@ -70,6 +74,22 @@ def _run(command: Sequence[str], environment: dict[str, str], time_limit_s: floa
     except subprocess.TimeoutExpired:
         return "", None
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """End what is left of a command; nothing where its output was read to the end.
+
+    torchrun puts each worker into a session of its own, which no signal to torchrun's group reaches, so it is
+    asked to end them itself. One that lives on for all that holds the pipe: nobody waits for it.
+    """
+    if process.stdout is None or process.stdout.closed:
+        return
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=1)
+    process.stdout.close()

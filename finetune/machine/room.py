@@ -4,6 +4,7 @@ Reads the base's config.json, plan.json where there is one, and what the system 
 one byte into the folder it looks at, and removes it.
 """
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -29,7 +30,7 @@ from finetune.training_options import SHARED_OUT
 BYTES_TRAINED = 4 * 4
 # On disk: itself and the two moments in a checkpoint, and the best one with train.keep_best.
 N_SAVED, N_SAVED_WITH_BEST = 3, 4
-WEIGHT_FILES = ("model.safetensors.index.json", "model.safetensors")
+INDEX_FILE, WEIGHT_FILE = "model.safetensors.index.json", "model.safetensors"
 
 
 class Needs(NamedTuple):
@@ -99,7 +100,16 @@ def _training(config: RunConfig, needs: Needs, free: int) -> Finding:
 
 def _profile(config: RunConfig, needs: Needs, free: int) -> Finding:
     if not needs.offloads:
-        return Finding("memory", True, "profile: with the whole base in memory")
+        n_processes = config.profile.n_processes
+        n_sharing = n_processes if choose_device(config.base.device).type == "cpu" else 1
+        what = (
+            f"profile: the whole base, {_gb(needs.base)} in each of {n_processes} process(es); "
+            f"{_gb(free // n_sharing)} free for each"
+        )
+        if needs.base <= free // n_sharing:
+            return Finding("memory", True, what)
+        fewer = " or take fewer profile.n_processes" if n_sharing > 1 else ""
+        return Finding("memory", False, f"{what}: set profile.offload=true{fewer}")
     held = config.profile.max_tokens if config.profile.hidden_states == "memory" else 0
     needed = _offload(config).memory_bytes(held)
     what = f"profile: layer by layer, at least {_gb(needed)} of {_gb(free)} free"
@@ -129,30 +139,56 @@ def check_disk(config: RunConfig | None = None, needs: Needs | None = None) -> l
     findings = [_has_room(Path(config.output), needed, f"{config.output}: adapter and checkpoints")]
     model = resolve_model_path(config.base.model)
     if not Path(model).is_dir() and not _is_cached(model, config.base.revision):
-        findings.append(_has_room(Path(HF_HUB_CACHE), needs.base, f"{HF_HUB_CACHE}: the base's files"))
+        cache = Path(HF_HUB_CACHE)
+        beside = needed if _disk(cache) == _disk(Path(config.output)) else 0
+        what = f"{HF_HUB_CACHE}: the base's files"
+        findings.append(_has_room(cache, needs.base, what, "HF_HOME", beside))
     return findings
 
 
 def _is_cached(model: str, revision: str | None) -> bool:
-    return any(
-        isinstance(try_to_load_from_cache(model, name, revision=revision), str) for name in WEIGHT_FILES
-    )
+    """Whether all files of the weights are there: a download that was cut leaves the index and some."""
+
+    def cached(name: str) -> str | None:
+        path = try_to_load_from_cache(model, name, revision=revision)
+        return path if isinstance(path, str) else None
+
+    index = cached(INDEX_FILE)
+    if index is None:
+        return cached(WEIGHT_FILE) is not None
+    weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+    return all(cached(name) for name in set(weight_map.values()))
 
 
-def _has_room(folder: Path, needed: int, what: str) -> Finding:
-    """Whether the nearest folder that exists can be written, and its disk has room."""
-    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    return next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+
+
+def _disk(folder: Path) -> int:
+    return _nearest(folder).stat().st_dev
+
+
+def _has_room(folder: Path, needed: int, what: str, setting: str = "output=", beside: int = 0) -> Finding:
+    """Whether the nearest folder that exists can be written, and its disk has room.
+
+    `setting` names the folder; `beside` bytes are needed on the same disk for something else.
+    """
+    place = _nearest(folder)
     free = shutil.disk_usage(place).free
-    told = f"{what}{f' need {_gb(needed)}' if needed else ''}, {_gb(free)} free"
+    need = f" need {_gb(needed)}" if needed else ""
+    if beside:
+        need += f" beside {_gb(beside)} of the output"
+    told = f"{what}{need}, {_gb(free)} free"
     try:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"1")
             file.flush()
     except OSError as error:
         reason = f"{place} cannot be written ({error.strerror})"
-        return Finding("disk", False, f"{told}, but {reason}: set output= to another folder")
-    if needed > free:
-        return Finding("disk", False, f"{told}: free some, or set output= to a folder on another disk")
+        return Finding("disk", False, f"{told}, but {reason}: set {setting} to another folder")
+    if needed + beside > free:
+        return Finding("disk", False, f"{told}: free some, or set {setting} to a folder on another disk")
     return Finding("disk", True, told)
 
 

@@ -1,13 +1,18 @@
 """Whether what is installed is within the bounds of pyproject.toml, and whether it is what was tested.
 
 Reads the metadata of installed packages, and constraints.txt where the source is at hand. Imports none of the
-packages: one that is missing is what is to be found.
+packages but `packaging`: one that is missing is what is to be found.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 from finetune.machine.finding import Finding
 
@@ -31,13 +36,16 @@ def check_versions(
     except metadata.PackageNotFoundError:
         return Finding("versions", False, f"{DISTRIBUTION} is not installed: pip install -e . in its folder")
     wrong, n_found = [], 0
-    for requirement in requirements:
-        bounds, _, marker = requirement.partition(";")
-        name = re.split(r"[\[<>=!~ ]", bounds.strip())[0]
+    for requirement in map(Requirement, requirements):
+        marker = requirement.marker
+        extras = re.findall(r'extra == "([^"]+)"', str(marker)) or [""]
+        if marker is not None and not any(marker.evaluate({"extra": extra}) for extra in extras):
+            continue  # of another system or Python
+        name, bounds = requirement.name, requirement.specifier
         version = installed_version(name, installed)
-        if version is not None and not within(version, bounds):
-            wrong.append(f"{name} {version} is not {bounds.strip().removeprefix(name)}")
-        elif version is None and "extra" not in marker:
+        if version is not None and not _is_within(version, bounds):
+            wrong.append(f"{name} {version} is not {bounds}")
+        elif version is None and extras == [""]:
             wrong.append(f"{name} is not installed")
         n_found += version is not None
     if wrong:
@@ -49,7 +57,7 @@ def check_versions(
     others = [
         f"{name} {version} (tested: {pins[name]})"
         for name, version in found.items()
-        if version is not None and version.partition("+")[0] != pins[name]
+        if version is not None and not _is_pinned(version, pins[name])
     ]
     if others:
         more = f" and {len(others) - N_SHOWN} more" if len(others) > N_SHOWN else ""
@@ -68,24 +76,31 @@ def installed_version(name: str, installed: Callable[[str], str] = metadata.vers
 
 
 def read_pins(path: Path) -> dict[str, str]:
-    """Name -> version of "name==version" lines; empty where there is no such file."""
+    """Name -> version of "name==version" lines that hold here; empty where there is no such file."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    pins = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
-    return {name.lower().replace("_", "-"): version.strip() for name, version in pins}
+    texts = [line.partition("#")[0].strip() for line in lines]
+    pins = [Requirement(text) for text in texts if "==" in text]
+    return {
+        canonicalize_name(pin.name): bound.version
+        for pin in pins
+        if pin.marker is None or pin.marker.evaluate()
+        for bound in pin.specifier
+        if bound.operator == "=="
+    }
 
 
-def within(version: str, bounds: str) -> bool:
-    """Whether a version keeps to ">=2.13" or ">=5.2,<5.3"; other signs are not used here."""
-    have = _numbers(version)
-    for sign, number in re.findall(r"(>=|<)\s*([\d.]+)", bounds):
-        wanted = _numbers(number)
-        width = max(len(have), len(wanted))
-        padded = [(*numbers, *[0] * (width - len(numbers))) for numbers in (have, wanted)]
-        if (padded[0] < padded[1]) == (sign == ">="):
-            return False
-    return True
+def _is_within(version: str, bounds: SpecifierSet) -> bool:
+    # A vendor builds a release from source before it is out, as 2.13.0a0+nv26.7: by the rules that is older
+    # than 2.13, in what it can do it is 2.13. So what is compared is the release that it is a build of.
+    try:
+        return bounds.contains(Version(version).base_version, prereleases=True)
+    except InvalidVersion:
+        return False
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    release = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(number) for number in release[0].split(".")) if release else ()
+def _is_pinned(version: str, pin: str) -> bool:
+    """Whether it is the pinned one; 2.13.0+cpu is a build of 2.13.0."""
+    try:
+        return Version(Version(version).public) == Version(pin)
+    except InvalidVersion:
+        return False

@@ -34,7 +34,7 @@ BEFORE = r"(?:(?<=file://)|(?<![\w./<~-]))"  # what an absolute path may follow;
 ABSOLUTE_PATH = re.compile(rf"{BEFORE}/{NAME}(?:/{NAME})+")
 HOME_FOLDER = re.compile(rf"{BEFORE}/(?:home|Users)/(?:{NAME}|\\u[0-9a-f]{{4}})")
 SENTENCE_END = ".:!…।۔"
-# Made by the run, so a home folder there is somebody's; a row may speak of /home/user.
+# Made by the run, so a home folder there is somebody's; a row may speak of one.
 RUN_FILES = (
     "report.json",
     "results.json",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -322,6 +323,33 @@ def test_what_is_no_secret_is_no_finding(tmp_path: Path):
     (tmp_path / "f.md").write_text("open /data/notes, hf_short, and /srv/ab elsewhere, or /usr/bin")
     refuse_leaks({"f.md": tmp_path / "f.md"}, {}, ["/srv/a"])
     assert machine_folders([Path("/"), Path("/data"), tmp_path]) == [str(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    "form", ["read {}.", "{}, and", "file://{}", "local:{}", "({})", '"{}"', "{}/", "see {}..."]
+)
+@pytest.mark.parametrize("name", ["corpus", "मेरा-लेख", "données.v2"])
+def test_a_path_of_this_machine_is_seen_however_it_stands_in_a_text(form: str, name: str, tmp_path: Path):
+    folder = tmp_path / name
+    folder.mkdir()
+    (tmp_path / "f.md").write_text(form.format(folder), encoding="utf-8")
+    with pytest.raises(UserError, match=f"f.md: the path {re.escape(str(folder))} of this machine"):
+        refuse_leaks({"f.md": tmp_path / "f.md"}, {}, [])
+
+
+@pytest.mark.parametrize(
+    "path", ["/{home}/asha/corpus", "/{users}/Asha Rao/x", "file:///{home}/आशा/corpus.", "/{home}/asha"]
+)
+def test_a_home_folder_of_another_machine_is_refused_where_no_row_speaks_of_it(path: str, tmp_path: Path):
+    (tmp_path / "f.json").write_text(
+        json.dumps({"from": path.format(home="home", users="Users")}, ensure_ascii=False), encoding="utf-8"
+    )
+    own = ("report/report.json", "results.json", "plan.json", "manifest.json", "local-experts/metrics.jsonl")
+    for name in (*own, "adapter_config.json"):
+        with pytest.raises(UserError, match=f"{name}: the home folder /(home|Users)/[^/ ]+ of a machine"):
+            refuse_leaks({name: tmp_path / "f.json"}, {}, [])
+    for name in ("README.md", "train.jsonl", "data/test.jsonl", "report/report.html", "report/rows.jsonl"):
+        refuse_leaks({name: tmp_path / "f.json"}, {}, [])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """What may never be published: pickles, tokens and secrets, and folder names of this machine.
 
 Reads the files that are about to go; a secret is named by where it comes from, never shown.
+A path of this machine is read up to its first space: one whose name has a space is not seen, unless it is
+one of the folders that the push names.
 """
 
 import os
@@ -26,7 +28,22 @@ SECRET_NAME = re.compile(
 SHORTEST_SECRET = 8  # letters: a shorter value is no secret that could be told from a word
 WINDOW_BYTES, OVERLAP_BYTES = 1 << 22, 1 << 12
 TEXT_SUFFIXES = (".json", ".jsonl", ".md", ".html", ".yaml", ".txt", ".csv")
-ABSOLUTE_PATH = re.compile(rb"(?<![\w.:/<~-])/[\w.@+-]+(?:/[\w.@+-]+)+")
+# Not by \w: vowel signs of Indian scripts are no letters to it.
+NAME = r"[^\s/\"'`<>|\\,;()\[\]{}*?\ufffd]+"
+BEFORE = r"(?:(?<=file://)|(?<![\w./<~-]))"  # what an absolute path may follow; an address has its host there
+ABSOLUTE_PATH = re.compile(rf"{BEFORE}/{NAME}(?:/{NAME})+")
+HOME_FOLDER = re.compile(rf"{BEFORE}/(?:home|Users)/(?:{NAME}|\\u[0-9a-f]{{4}})")
+SENTENCE_END = ".:!…।۔"
+# Made by the run, so a home folder there is somebody's; a row may speak of one.
+RUN_FILES = (
+    "report.json",
+    "results.json",
+    "plan.json",
+    "manifest.json",
+    "adapter_config.json",
+    "export.json",
+)
+ADAPTER_FOLDERS = ("local-experts/", "vllm/", "sglang/")
 SYSTEM_FOLDERS = ("bin", "dev", "etc", "lib", "lib64", "proc", "sbin", "sys", "usr")  # the same everywhere
 
 
@@ -53,7 +70,7 @@ def refuse_leaks(files: Mapping[str, Path], secrets: Mapping[str, bytes], folder
     """Read the files that are to go, by their path in the repository.
 
     Raises:
-        UserError: one is a pickle, or holds a secret or the name of one of `folders`; all are listed.
+        UserError: one is a pickle, or holds a secret, one of `folders` or another path; all are listed.
     """
     problems = []
     for name, path in sorted(files.items()):
@@ -82,16 +99,21 @@ def _found_in(name: str, path: Path, secrets: Mapping[str, bytes], folders: Sequ
         window = rest + block
         found += [what for what, pattern in sought.items() if what not in found and pattern.search(window)]
         if name.endswith(TEXT_SUFFIXES):
-            found += [what for what in _paths_of_here(window) if what not in found]
+            paths = _paths_in(name, window.decode(errors="replace"))
+            found += [what for what in paths if what not in found]
         rest = window[-OVERLAP_BYTES:]
     return found
 
 
-def _paths_of_here(text: bytes) -> list[str]:
-    """Absolute paths in a text that exist on this machine, as that of a recipe's source."""
-    paths = sorted({path.decode() for path in ABSOLUTE_PATH.findall(text)})
-    own = [path for path in paths if path.split("/")[1] not in SYSTEM_FOLDERS and os.path.exists(path)]
-    return [f"the path {path} of this machine" for path in own]
+def _paths_in(name: str, text: str) -> list[str]:
+    """Absolute paths in a text that exist on this machine, as that of a recipe's source, and home folders."""
+    found = {form for path in ABSOLUTE_PATH.findall(text) for form in (path, path.rstrip(SENTENCE_END))}
+    own = [path for path in found if path.split("/")[1] not in SYSTEM_FOLDERS and os.path.exists(path)]
+    told = [f"the path {path} of this machine" for path in sorted(own)]
+    if name.rpartition("/")[2] in RUN_FILES or name.startswith(ADAPTER_FOLDERS):
+        homes = {home.rstrip(SENTENCE_END) for home in HOME_FOLDER.findall(text)}
+        told += [f"the home folder {home} of a machine" for home in sorted(homes)]
+    return told
 
 
 def _texts(path: Path) -> Iterator[bytes]:

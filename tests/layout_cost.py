@@ -74,7 +74,12 @@ def measure(n_steps: int, kind: str, n_processes: int, n_batches: int, folder: P
     layout_config = LayoutConfig(kind=kind if n_processes > 1 else "auto")  # type: ignore[arg-type]
     batch_size = n_batches * config.train.batch_size
     options = replace(
-        config.train, steps=n_steps, n_processes=n_processes, layout=layout_config, batch_size=batch_size
+        config.train,
+        steps=n_steps,
+        warmup_steps=0,
+        n_processes=n_processes,
+        layout=layout_config,
+        batch_size=batch_size,
     )
     recipe = load_recipe(ROOT / config.data.recipe, ["train_rows_per_task=100", "general_languages=[]"])
     rows = split_rows(recipe, "train", Counter())

@@ -20,7 +20,7 @@ from data_recipes.text import script_share
 from data_recipes.translate.cache import ReplyCache
 from eval.compare import CONFIDENCE_PERCENT, paired_bootstrap_of_sums, ratio_of_sums
 from eval.contestants.answer_cache import open_answers
-from eval.contestants.answers import Answers as Answers
+from eval.contestants.answers import Answers
 from eval.contestants.contestants import (
     adapter_hash,
     ask_adapters,
@@ -32,7 +32,7 @@ from eval.contestants.contestants import (
 )
 from eval.contestants.local_model import ask_base_and_tuned, model_identity
 from eval.gate import check_gate, check_gate_languages
-from eval.generate import AnswerLoss, greedy
+from eval.generate import AnswerLoss
 from eval.metrics import (
     BitsPerByte,
     ChrfPlusPlus,
@@ -41,14 +41,13 @@ from eval.metrics import (
     chrf_from_counts,
     in_memory,
 )
-from eval.significance import judge, judge_tasks
+from eval.significance import judge
 from eval.tasks.results import evaluate_tasks
 from eval.tasks.rows import load_tasks
 from finetune.adapters.adapter import load_adapter
 from finetune.config import RunConfig, config_from_arguments
 from finetune.eval_options import EvalConfig
-from finetune.model import load_model, model_fingerprint, tokenizer_fingerprint
-from finetune.run import base_hash
+from finetune.model import load_model
 
 Row = dict[str, Any]
 
@@ -143,7 +142,8 @@ def evaluate_rows(
     if not rows:
         raise UserError("no rows to evaluate: the test split is empty; raise the recipe's share of test rows")
     with ReplyCache(":memory:") as cache:
-        base, tuned = ask_base_and_tuned(model, tokenizer, rows, config, "attached", cache, progress)
+        both = {"adapter": "off"}, {"adapter": "on"}  # a cache of its own: nothing else is in it
+        base, tuned = ask_base_and_tuned(model, tokenizer, rows, config, both, cache, progress)
     return compare_answers(rows, base, tuned, config.n_bootstrap, seed)
 
 
@@ -186,28 +186,24 @@ def evaluate_stage(config: RunConfig) -> Path:
         settings = _settings(config, model)
         load_adapter(model, folder / "adapter")
         model.eval()
-        inputs = {
-            "dataset": manifest["content_hash"],
-            "model": model_fingerprint(model),
-            "tokenizer": tokenizer_fingerprint(tokenizer),
-            "adapter": sha256_file(folder / "adapter" / "adapter_config.json"),
-        }
-        adapter = adapter_hash(folder / "adapter")
-        files = base_hash(config.base)
-        base, tuned = ask_base_and_tuned(
-            model, tokenizer, rows, config.eval, adapter, cache, progress=True, files=files
-        )
+        base_identity = model_identity(model, tokenizer, config.base)
+        tuned_identity = {**base_identity, "adapter": adapter_hash(folder / "adapter")}
+        both = base_identity, tuned_identity
+        base, tuned = ask_base_and_tuned(model, tokenizer, rows, config.eval, both, cache, progress=True)
         # Before the run's own adapter is taken off.
-        stops = greedy(model, tokenizer).eos_token_id
-        identity = {**model_identity(model, tokenizer), "files": files, "adapter": adapter, "stops": stops}
-        of_tasks = evaluate_tasks(model, tokenizer, tasks, config.eval, config.seed, True, identity, cache)
-        answers |= ask_adapters(model, tokenizer, config, rows, cache)
+        of_tasks = evaluate_tasks(model, tokenizer, tasks, config.eval, config.seed, True, both, cache)
+        answers |= ask_adapters(model, tokenizer, config, rows, base_identity, cache)
         del model  # before another one loads: never two
         answers |= ask_merged(config, rows, cache)
     results = _results(config, rows, base, tuned, answers)
     if tasks:
         results["tasks"] = of_tasks
-        judge_tasks(results)
+    inputs = {
+        "dataset": manifest["content_hash"],
+        "model": base_identity["model"],
+        "tokenizer": base_identity["tokenizer"],
+        "adapter": sha256_file(folder / "adapter" / "adapter_config.json"),
+    }
     write_artefact(folder / "results.json", "eval_results", inputs, {**results, "settings": settings})
     return folder / "results.json"
 

@@ -1,7 +1,7 @@
 """The forgetting gate: did a listed language lose more than the run allows?
 
 Reads `results.json` of the run's folder and `eval.gate` of the config; writes nothing. `local-experts eval`
-and `local-experts run` ask it last, when results and report are written, and end with exit code 3.
+and `local-experts run` ask it last, when all that they write is there, and end with exit code 3.
 """
 
 from collections.abc import Collection, Mapping

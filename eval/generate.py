@@ -138,22 +138,6 @@ def _greedy_tokens(
     return answers
 
 
-def answer_nll(
-    model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], batch_size: int, progress: str | None = None
-) -> AnswerLoss:
-    """How unlikely the model finds each row's expected answer, given its question, which never counts.
-
-    Args:
-        rows: dataset rows; `messages` ends with the assistant's turn.
-
-    Raises:
-        UserError: an empty answer, or as `encode_rows`: rows that must not be trained on.
-    """
-    n_bytes = _answer_bytes(rows)
-    examples = encode_rows(tokenizer, rows, sys.maxsize)
-    return AnswerLoss(labelled_nll(model, examples, batch_size, progress), n_bytes)
-
-
 def _answer_bytes(rows: Sequence[dict[str, Any]]) -> np.ndarray:
     """UTF-8 bytes of each expected answer, [N]; UserError when one is empty."""
     n_bytes = np.array([len(row["messages"][-1]["content"].encode("utf-8")) for row in rows], dtype=np.int64)
@@ -169,36 +153,11 @@ def ask_rows(tokenizer: Any, rows: Sequence[dict[str, Any]]) -> Asked:
         rows: dataset rows; `messages` ends with the assistant's turn.
 
     Raises:
-        UserError: as `answer_nll`.
+        UserError: an empty answer, or as `encode_rows`: rows that must not be trained on.
     """
     n_bytes = _answer_bytes(rows)
     questions = [prompt_tokens(tokenizer, row["messages"][:-1]) for row in rows]
     return Asked(questions, encode_rows(tokenizer, rows, sys.maxsize), n_bytes)
-
-
-def answers_and_losses(
-    model: Any,
-    tokenizer: Any,
-    asked: Asked,
-    batch_size: int,
-    max_new_tokens: int,
-    progress: str | None = None,
-) -> tuple[list[str], AnswerLoss]:
-    """What `generate_answers` and `answer_nll` say of rows, with the questions read once where they can be.
-
-    Raises:
-        UserError: as `generate_answers`.
-    """
-    settings, is_read_once = greedy(model, tokenizer), reads_once(model, asked)
-    answers, nll_nats = [""] * len(asked.questions), np.zeros(len(asked.questions))
-    tokens = [example.tokens for example in asked.examples]
-    for indices in batches_by_length(tokens, batch_size, progress):
-        made, nll_nats[indices] = answer_batch(
-            model, tokenizer, asked.of(indices), settings, max_new_tokens, is_read_once
-        )
-        for i, answer in zip(indices, made, strict=True):
-            answers[i] = answer.text
-    return answers, AnswerLoss(nll_nats, asked.n_bytes)
 
 
 @torch.inference_mode()

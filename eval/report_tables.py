@@ -124,9 +124,8 @@ def task_tables(tasks: Mapping[str, Any]) -> Iterator[ResultTable]:
         metrics, lines = task.get("metrics") or {}, []
         for metric in in_order(metrics):
             head = ("tasks", name)
-            for key in ("all", *GROUPS):
-                place, found = _total(task, (*head, "metrics"), metric, key)
-                lines += [Line(f"{_with_arrow(metric)}, {key} rows", place, metric, found)] if found else []
+            place, found = _total(task, (*head, "metrics"), metric, "all")
+            lines += [Line(f"{_with_arrow(metric)}, all rows", place, metric, found)] if found else []
             for by in ("by_language", "by_task"):
                 for key, place, found in _slices(metrics, metric, by, None, head):
                     lines.append(

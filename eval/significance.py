@@ -99,13 +99,6 @@ def judge(table: dict[str, Any], metric: str) -> dict[str, Any]:
     return table
 
 
-def judge_tasks(results: Mapping[str, Any]) -> None:
-    """Judge the comparisons of every task of a run's results, where it has tasks."""
-    for task in (results.get("tasks") or {}).values():
-        for metric, table in task["metrics"].items():
-            judge(table, metric)
-
-
 def families(table: Mapping[str, Any], is_top: bool = True) -> Iterator[list[Comparison]]:
     """The comparisons of a metric's table that are corrected together."""
     together = [found for found in table.values() if is_comparison(found) and "p" in found]

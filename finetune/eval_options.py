@@ -78,7 +78,7 @@ GATE_EXIT_CODE = 3  # of `local-experts eval` and `run` when the gate found that
 
 
 class GateFailed(Exception):
-    """More was forgotten than the run allows; results and report are written."""
+    """More was forgotten than the run allows; what the command writes is there."""
 
 
 @dataclass(frozen=True, kw_only=True)

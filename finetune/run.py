@@ -203,12 +203,14 @@ def eval_inputs(config: RunConfig) -> dict[str, str]:
 
 
 def contestant_hashes(config: RunConfig) -> dict[str, str]:
-    """Hash of the files of each contestant that is a folder."""
-    return {
-        f"contestant {name}": base_hash(replace(config.base, model=str(one.place(config.output))))
-        for name, one in config.eval.contestants.items()
-        if one.is_folder
-    }
+    """Hash of the files of each contestant that is a folder, and of the data that it says it learned from."""
+    hashes = {}
+    for name, one in config.eval.contestants.items():
+        if one.is_folder:
+            place = str(one.place(config.output))
+            hashes[f"contestant {name}"] = base_hash(replace(config.base, model=place))
+        hashes |= {f"contestant {name}: {folder}": _content_hash(folder) for folder in one.trained_on}
+    return hashes
 
 
 def _tasks_hash(config: RunConfig) -> str:

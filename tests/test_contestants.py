@@ -111,8 +111,10 @@ def test_the_base_leaves_the_memory_before_another_model_loads(run, train_anothe
     alive = weakref.ref(model)
     load_adapter(model, Path(config.output) / "adapter")
     with ReplyCache(":memory:") as cache:
-        answers = ask_base_and_tuned(model, tokenizer, some_rows(), config.eval, "own", cache)
-        others = ask_adapters(model, tokenizer, config, some_rows(), cache)
+        base = model_identity(model, tokenizer, config.base)
+        both = base, {**base, "adapter": "own"}
+        answers = ask_base_and_tuned(model, tokenizer, some_rows(), config.eval, both, cache)
+        others = ask_adapters(model, tokenizer, config, some_rows(), base, cache)
         del model
         ask_merged(config, some_rows(), cache)  # there is none; it makes room all the same
     assert alive() is None and answers and others
@@ -127,7 +129,7 @@ def test_a_crash_repeats_no_answer_and_ends_as_an_uninterrupted_run(
 ):
     model = tiny_model_factory(vocab_size=262, initializer_range=0.3, seed=1)
     rows, options, path = some_rows(), EvalConfig(batch_size=3, max_new_tokens=5), tmp_path / "a.sqlite"
-    identity, n_calls, stops_at = model_identity(model, tiny_tokenizer), 0, 3
+    identity, n_calls, stops_at = {"model": "tiny"}, 0, 3
 
     def count(module: Any, arguments: Any) -> None:
         nonlocal n_calls

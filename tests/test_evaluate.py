@@ -14,8 +14,9 @@ from datasets import Dataset, DatasetDict
 from data_recipes.artefact import UserError, read_artefact, write_artefact
 from data_recipes.settings import settings_dict
 from data_recipes.tasks import TASKS
-from eval.evaluate import Answers, cap_rows, compare_answers, evaluate_rows, evaluate_stage, main
-from eval.generate import AnswerLoss, answer_nll, generate_answers
+from eval.contestants.answers import Answers
+from eval.evaluate import cap_rows, compare_answers, evaluate_rows, evaluate_stage, main
+from eval.generate import AnswerLoss, ask_rows, generate_answers, labelled_nll
 from finetune import cli
 from finetune.adapters.adapter import adapter_parameters, attach, save_adapter
 from finetune.config import BaseConfig, DataConfig, LoraConfig, RunConfig
@@ -151,7 +152,8 @@ def test_base_is_the_model_without_its_adapter(tiny_model_factory, tiny_tokenize
     plain = tiny(tiny_model_factory)
     prompts = [row["messages"][:-1] for row in rows]
     texts = generate_answers(plain, tiny_tokenizer, prompts, 5, 6)
-    loss = answer_nll(plain, tiny_tokenizer, rows, 5)
+    asked = ask_rows(tiny_tokenizer, rows)
+    loss = AnswerLoss(labelled_nll(plain, asked.examples, 5), asked.n_bytes)
     model = tiny(tiny_model_factory)
     with_adapter(model, size=1.0)
     found = evaluate_rows(model, tiny_tokenizer, rows, config, seed=0)

@@ -7,16 +7,21 @@ from tiny_families import FAMILIES, VOCABULARY, build_tiny_family, random_rows
 from transformers import GenerationConfig
 
 from data_recipes.artefact import UserError
+from data_recipes.translate.cache import ReplyCache
+from eval.contestants.local_model import ask_model
 from eval.generate import (
     _greedy_tokens,
     _keeps_keys_alone,
     _pad_left,
     _until_stop,
-    answer_nll,
-    answers_and_losses,
+    answer_batch,
     ask_rows,
     generate_answers,
+    greedy,
+    labelled_nll,
+    reads_once,
 )
+from finetune.eval_options import EvalConfig
 
 OF_BYTES = {"vocab_size": 262, "max_position_embeddings": 512}  # what the byte-level tokenizer needs
 QUESTIONS = ["ab", "a longer question, with words", "x", "தமிழ் நாள்", "what is 12 + 30?", "கி.மீ", "ii"]
@@ -75,23 +80,27 @@ def test_a_question_read_once_gives_the_losses_and_answers_of_two_readings(name,
     # The last has a sliding window, which forgets keys: it is asked twice.
     model = build_tiny_family(FAMILIES[name]._replace(overrides={**FAMILIES[name].overrides, **OF_BYTES}))
     rows = rows_of(["yes", "a much longer answer", "ஆம்", "no", "42"])
-    answers, loss = answers_and_losses(model, tiny_tokenizer, ask_rows(tiny_tokenizer, rows), 3, 12)
+    options = EvalConfig(batch_size=3, max_new_tokens=12)
+    texts, loss, _ = ask_model(model, tiny_tokenizer, rows, options, {}, ReplyCache(":memory:"))
     prompts = [row["messages"][:-1] for row in rows]
-    assert answers == generate_answers(model, tiny_tokenizer, prompts, 2, 12)
-    alone = answer_nll(model, tiny_tokenizer, rows, 3)
-    assert (loss.nll_nats == alone.nll_nats).all() and (loss.n_bytes == alone.n_bytes).all()
+    assert texts == generate_answers(model, tiny_tokenizer, prompts, 2, 12)
+    asked = ask_rows(tiny_tokenizer, rows)
+    assert loss and (loss.nll_nats == labelled_nll(model, asked.examples, 3)).all()
+    assert (loss.n_bytes == asked.n_bytes).all()
     assert _keeps_keys_alone(model) is (name != "gpt_oss")
 
 
 def test_a_question_whose_end_is_joined_to_its_answer_is_read_by_itself(model, tiny_tokenizer):
-    rows = rows_of(["yes", "no", "42"])
-    asked = ask_rows(tiny_tokenizer, rows)
+    asked = ask_rows(tiny_tokenizer, rows_of(["yes", "no", "42"]))
     # As where a tokenizer has one token for the template's last character and the answer's first.
     asked = asked._replace(questions=[question[:-1] + [100] for question in asked.questions])
-    answers, loss = answers_and_losses(model, tiny_tokenizer, asked, 3, 8)
+    assert not reads_once(model, asked)
+    settings = greedy(model, tiny_tokenizer)
+    answers, nll_nats = answer_batch(model, tiny_tokenizer, asked, settings, 8, is_read_once=False)
     ids = [greedy_tokens_by_hand(model, question, 8, 0) for question in asked.questions]
-    assert answers == [tiny_tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
-    assert (loss.nll_nats == answer_nll(model, tiny_tokenizer, rows, 3).nll_nats).all()
+    expected = [tiny_tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
+    assert [answer.text for answer in answers] == expected
+    assert (nll_nats == labelled_nll(model, asked.examples, 3)).all()
 
 
 @pytest.mark.parametrize("name", ["glm_moe_dsa", "gpt_oss", "nemotron_h", "minimax"])
@@ -117,10 +126,10 @@ def greedy_settings(stops):
 
 def test_generation_config_of_a_checkpoint_cannot_turn_sampling_on(model, tiny_tokenizer):
     prompts = [[{"role": "user", "content": question}] for question in QUESTIONS]
-    greedy = generate_answers(model, tiny_tokenizer, prompts, 4, 8)
+    likeliest = generate_answers(model, tiny_tokenizer, prompts, 4, 8)
     model.generation_config.do_sample = True
     model.generation_config.temperature = 5.0
-    assert generate_answers(model, tiny_tokenizer, prompts, 4, 8) == greedy
+    assert generate_answers(model, tiny_tokenizer, prompts, 4, 8) == likeliest
 
 
 def test_no_stop_token_is_an_error(model, tiny_tokenizer):
@@ -134,19 +143,20 @@ def test_no_stop_token_is_an_error(model, tiny_tokenizer):
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_answer_loss_is_the_loss_of_the_answer_tokens_alone(model, tiny_tokenizer, batch_size):
     rows = rows_of(["yes", "a much longer answer", "ஆம்", "no", "42"])
-    loss = answer_nll(model, tiny_tokenizer, rows, batch_size)
+    asked = ask_rows(tiny_tokenizer, rows)
+    nll_nats = labelled_nll(model, asked.examples, batch_size)
     for i, row in enumerate(rows):
         ids = tiny_tokenizer.apply_chat_template(row["messages"], return_dict=True)["input_ids"]
         n_answer = len(row["messages"][1]["content"].encode()) + 1  # one token a byte, and the stop token
         with torch.no_grad():
             log_probability = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
         by_hand = -sum(float(log_probability[t - 1, ids[t]]) for t in range(len(ids) - n_answer, len(ids)))
-        assert loss.nll_nats[i] == pytest.approx(by_hand, rel=1e-4)
-        assert loss.n_bytes[i] == n_answer - 1
-    assert np.argsort(loss.n_bytes)[-1] == 1  # the order of the rows is kept
+        assert nll_nats[i] == pytest.approx(by_hand, rel=1e-4)
+        assert asked.n_bytes[i] == n_answer - 1
+    assert np.argsort(nll_nats)[-1] == 1  # the order of the rows is kept
 
 
-def test_a_row_with_an_empty_answer_is_named(model, tiny_tokenizer):
+def test_a_row_with_an_empty_answer_is_named(tiny_tokenizer):
     rows = rows_of(["yes", "", "no"])
     with pytest.raises(UserError, match="row 1"):
-        answer_nll(model, tiny_tokenizer, rows, 2)
+        ask_rows(tiny_tokenizer, rows)

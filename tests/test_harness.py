@@ -10,16 +10,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from tuned_model import OFF_AND_ON, with_drawn_adapter
 
 from data_recipes.artefact import UserError
+from data_recipes.translate.cache import ReplyCache
 from eval.generate import generate_answers
 from eval.tasks.likelihood import choice_logprobs
 from eval.tasks.results import evaluate_tasks
 from eval.tasks.rows import load_tasks
-from finetune.adapters.adapter import adapter_disabled, adapter_parameters, attach
-from finetune.config import LoraConfig
+from finetune.adapters.adapter import adapter_disabled
 from finetune.eval_options import EvalConfig
-from finetune.model import model_fingerprint
 
 is_installed = importlib.util.find_spec("lm_eval") is not None
 needs_harness = pytest.mark.skipif(not is_installed, reason="lm-eval is not installed: an extra")
@@ -69,13 +69,7 @@ def test_without_the_harness_its_tasks_say_what_to_install(monkeypatch):
 @pytest.fixture
 def tuned(tiny_model_factory):
     model = tiny_model_factory(vocab_size=262, initializer_range=0.3, seed=1)
-    plan = {"experts": {"1": [0, 1, 2, 3]}, "model_fingerprint": model_fingerprint(model), "seed": 0}
-    attach(model, plan, LoraConfig(rank=4, alpha=8.0), seed=0)
-    generator = torch.Generator().manual_seed(1)
-    for name, value in adapter_parameters(model).items():
-        if name.endswith(".B"):
-            value.data.copy_(torch.randn(value.shape, generator=generator))
-    return model
+    return with_drawn_adapter(model)
 
 
 @pytest.fixture
@@ -108,7 +102,7 @@ def last_logprob(model, tokenizer, row):
 def test_the_harness_scores_base_and_tuned_as_we_do(tuned, tiny_tokenizer, tasks, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     config = EvalConfig(batch_size=2, n_bootstrap=50)
-    found = evaluate_tasks(tuned, tiny_tokenizer, tasks, config, seed=0)
+    found = evaluate_tasks(tuned, tiny_tokenizer, tasks, config, 0, False, OFF_AND_ON, ReplyCache(":memory:"))
     colours, words = found["our_colours"], found["our_words"]
     asked = [{"messages": [{"role": "user", "content": row["q"]}], "id": 0, **row} for row in DOCUMENTS]
 
@@ -155,4 +149,6 @@ def test_an_unknown_task_is_named_with_the_nearest():
 def test_a_task_whose_data_is_not_here_says_so(tuned, tiny_tokenizer):
     (task,) = load_tasks(["lm_eval:arc_easy"])
     with pytest.raises(UserError, match="cannot run 'arc_easy'.*needs the network or a filled cache"):
-        evaluate_tasks(tuned, tiny_tokenizer, [task], EvalConfig(), seed=0)
+        evaluate_tasks(
+            tuned, tiny_tokenizer, [task], EvalConfig(), 0, False, OFF_AND_ON, ReplyCache(":memory:")
+        )

@@ -1,11 +1,7 @@
-"""A notebook runs to its end in a real JupyterLab in a real browser, and its slider changes the plan there.
-
-The browser is the machine's chromium, else Playwright's own; without either the test is skipped and says so.
-"""
+"""A notebook runs to its end in a real JupyterLab in a browser, and its slider changes the plan there."""
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,25 +14,14 @@ from typing import Any
 
 import nbformat
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from chromium import chromium
+from playwright.sync_api import Page, expect
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = "02_routing_and_experts.ipynb"
 # Of the parameters in the second cell: few rows, so that it takes seconds.
 DATA = ["languages=[ta]", "general_languages=[en, hi]", "train_rows_per_task=10"]
 CHANGES = [f"data.overrides={json.dumps(DATA)}", "profile.max_tokens=2048"]
-# As root chromium has no sandbox, and a container little shared memory; without the others it asks its makers
-# for updates.
-FLAGS = [
-    "--no-sandbox",
-    "--disable-dev-shm-usage",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 SETTINGS = {
     "notebook-extension/tracker": {
         "windowingMode": "none"
@@ -44,13 +29,6 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 START_S, RUN_S = 60, 240
-
-
-def browser_path(own: str) -> str | None:
-    """The machine's chromium, else `own` where Playwright has downloaded it, else None."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next((path for path in map(shutil.which, names) if path), None)
-    return found or (own if Path(own).exists() else None)
 
 
 def project_copy(folder: Path) -> Path:
@@ -118,16 +96,10 @@ def wait_until_it_answers(address: str, server: subprocess.Popen[bytes], log: Pa
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Page]:
     """The notebook in a browser, before it is run; the page's address is that of the server."""
-    with sync_playwright() as playwright:
-        path = browser_path(playwright.chromium.executable_path)
-        if path is None:
-            pytest.skip("no browser: `make browser` installs Debian's chromium where it may")
-        with jupyterlab(project_copy(tmp_path / "project"), tmp_path) as address:
-            browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-            page = browser.new_page(viewport={"width": 1280, "height": 1400})
-            page.goto(f"{address}/lab/tree/notebooks/{NOTEBOOK}", timeout=START_S * 1000)
-            yield page
-            browser.close()
+    with chromium() as browser, jupyterlab(project_copy(tmp_path / "project"), tmp_path) as address:
+        page = browser.new_page(viewport={"width": 1280, "height": 1400})
+        page.goto(f"{address}/lab/tree/notebooks/{NOTEBOOK}", timeout=START_S * 1000)
+        yield page
 
 
 def run_all_cells(page: Page, n_cells: int) -> None:

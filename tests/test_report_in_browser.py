@@ -3,30 +3,20 @@
 The browser is the machine's chromium, else Playwright's own; without either the test is skipped and says so.
 """
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import chromium
 from made_up_run import full_results, write_run
 
 from eval.report import report_stage
 from finetune.eval_options import GateConfig
 
-playwright_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.slow
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-dev-shm-usage",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-]
-FLAGS += ["--disable-component-update", "--disable-sync"]
 PHONE = {"width": 390, "height": 844}
 # Width of each answer as it stands, and of the same text without marks; signs of one word that are cut apart
 # lose their shape, and their width with it.
@@ -49,15 +39,8 @@ def page_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright_api.sync_playwright() as playwright:
-        own = playwright.chromium.executable_path
-        names = ("chromium", "chromium-browser", "google-chrome")
-        path = next((path for path in map(shutil.which, names) if path), own)
-        if not Path(path).exists():
-            pytest.skip("no browser: install chromium, or `playwright install chromium`")
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 def opened(browser: Any, file: Path, **context: Any) -> tuple[Any, list[str]]:

@@ -21,7 +21,6 @@ from eval.significance import (
     fewest_rows_to_tell,
     holm,
     judge,
-    judge_tasks,
     mcnemar_p,
     rows_needed,
     verdict,
@@ -180,11 +179,12 @@ def test_languages_are_a_family_and_a_total_stands_alone():
     assert table["by_language"]["general"]["en"]["verdict"] == "loss"
 
 
-def test_every_task_is_judged_by_itself():
+def test_a_table_of_a_task_is_judged_and_a_slice_without_rows_left_out():
     table = {"all": comparison(-0.2, -0.1, p=0.01), "by_language": {"ta": comparison(0.1, 0.2, p=0.04)}}
-    judge_tasks({"tasks": {"dates": {"metrics": {"exact_match": table, "perplexity": {"all": None}}}}})
+    judge(table, "exact_match")
     assert [table["all"]["verdict"], table["by_language"]["ta"]["verdict"]] == ["loss", "gain"]
-    judge_tasks({})
+    empty = {"all": None, "by_language": {}}
+    assert judge(empty, "log_likelihood") == {"all": None, "by_language": {}}
 
 
 def test_the_worst_language_stands_first():

@@ -5,16 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from tuned_model import OFF_AND_ON, with_drawn_adapter
 
+from data_recipes.translate.cache import ReplyCache
 from eval.generate import generate_answers
 from eval.tasks.answering import choice_columns, fertility_columns, generation_columns
 from eval.tasks.likelihood import choice_logprobs, opened_tokens, text_bits
 from eval.tasks.results import compare_task, evaluate_tasks
 from eval.tasks.rows import load_tasks
-from finetune.adapters.adapter import adapter_parameters, attach
-from finetune.config import LoraConfig
 from finetune.eval_options import EvalConfig
-from finetune.model import model_fingerprint
 
 CONFIG = EvalConfig(batch_size=4, max_new_tokens=6, n_bootstrap=50)
 QUESTIONS = ["2 + 2?", "the capital of India, where parliament sits", "பச்சை"]
@@ -43,13 +42,7 @@ def model(tiny_model_factory):
 
 @pytest.fixture
 def tuned(model):
-    plan = {"experts": {"1": [0, 1, 2, 3]}, "model_fingerprint": model_fingerprint(model), "seed": 0}
-    attach(model, plan, LoraConfig(rank=4, alpha=8.0), seed=0)
-    generator = torch.Generator().manual_seed(1)
-    for name, value in adapter_parameters(model).items():
-        if name.endswith(".B"):
-            value.data.copy_(torch.randn(value.shape, generator=generator))
-    return model
+    return with_drawn_adapter(model)
 
 
 def task_of(folder, text):
@@ -176,7 +169,9 @@ def test_base_and_tuned_are_one_model_with_its_adapter_off_and_on(
     tmp_path, tuned, tiny_tokenizer, tiny_model_factory
 ):
     task = task_of(tmp_path, GENERATION)
-    found = evaluate_tasks(tuned, tiny_tokenizer, [task], CONFIG, seed=0)["words"]
+    found = evaluate_tasks(
+        tuned, tiny_tokenizer, [task], CONFIG, 0, False, OFF_AND_ON, ReplyCache(":memory:")
+    )["words"]
     assert (found["version"], found["kind"], found["file_sha256"]) == (3, "generation", task.file_sha256)
     plain = tiny_model_factory(vocab_size=262, initializer_range=0.3, seed=1)
     prompts = [row["messages"][:-1] for row in task.rows]

@@ -27,8 +27,9 @@ class EndpointConfig:
     longest_wait_s: float = 60.0  # between two tries, also when the server asks for more
     max_failures: int = 20  # requests in a row that failed for good, then the run stops
     max_tokens_ratio: float = 4.0  # longest reply, tokens for each character sent (Indic scripts: up to 3)
-    budget_tokens: int | None = None  # prompt and reply, over all runs with this cache
-    budget_money: float | None = None  # in the currency of the prices, over all runs with this cache
+    # Both over all runs with this cache; of a contestant, over those that asked the questions of this run.
+    budget_tokens: int | None = None  # prompt and reply
+    budget_money: float | None = None  # in the currency of the prices
     price_prompt: float | None = None  # for a million tokens sent
     price_reply: float | None = None  # for a million tokens received
     currency: str = ""  # of the prices and of budget_money, as USD

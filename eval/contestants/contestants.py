@@ -23,7 +23,6 @@ from finetune.eval_options import ContestantConfig
 from finetune.exporting.import_adapter import attach_import, read_import
 from finetune.exporting.peft_folder import CONFIG_FILE
 from finetune.model import load_model
-from finetune.run import base_hash
 
 Row = Mapping[str, Any]
 _MADE_AS = {
@@ -63,7 +62,12 @@ def ask_endpoints(config: RunConfig, rows: Sequence[Row], cache: ReplyCache) -> 
 
 
 def ask_adapters(
-    model: Any, tokenizer: Any, config: RunConfig, rows: Sequence[Row], cache: ReplyCache
+    model: Any,
+    tokenizer: Any,
+    config: RunConfig,
+    rows: Sequence[Row],
+    base_identity: Mapping[str, Any],
+    cache: ReplyCache,
 ) -> dict[str, Answers]:
     """The answers of each further adapter, by its name, on the loaded base, whose own is taken off.
 
@@ -74,7 +78,6 @@ def ask_adapters(
     if not adapters:
         return {}
     detach(model)
-    base = {**model_identity(model, tokenizer), "files": base_hash(config.base)}
     for name, contestant in adapters.items():
         folder = contestant.place(config.output)
         with of_contestant(name):
@@ -83,7 +86,7 @@ def ask_adapters(
             else:
                 attach_import(model, read_import(folder))
             model.eval()
-            identity = {**base, "adapter": adapter_hash(folder)}
+            identity = {**base_identity, "adapter": adapter_hash(folder)}
             answers[name] = ask_model(model, tokenizer, rows, config.eval, identity, cache, name)
             detach(model)
     return answers
@@ -101,8 +104,7 @@ def ask_merged(config: RunConfig, rows: Sequence[Row], cache: ReplyCache) -> dic
         base = replace(config.base, model=str(contestant.place(config.output)), revision=None)
         with of_contestant(name):
             model, tokenizer = load_model(base)
-            # A fingerprint is of samples, and what was merged may lie between them.
-            identity = {**model_identity(model, tokenizer), "files": base_hash(base)}
+            identity = model_identity(model, tokenizer, base)
             answers[name] = ask_model(model, tokenizer, rows, config.eval, identity, cache, name)
         del model
         gc.collect()

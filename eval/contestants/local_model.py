@@ -7,9 +7,11 @@ bits of an answer, so that a run that goes on must ask in the same batches to en
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
+from transformers import GenerationConfig
 
 from data_recipes.artefact import UserError, package_versions
 from data_recipes.translate.cache import ReplyCache
@@ -25,17 +27,24 @@ from eval.generate import (
     reads_once,
 )
 from finetune.adapters.adapter import adapter_disabled
+from finetune.config import BaseConfig
 from finetune.eval_options import EvalConfig
 from finetune.model import model_fingerprint, tokenizer_fingerprint
+from finetune.run import base_hash
 
 Row = Mapping[str, Any]
 
 
-def model_identity(model: Any, tokenizer: Any) -> dict[str, Any]:
-    """What decides the answers of a loaded base; what else does, as an adapter, is added to it by name."""
+def model_identity(model: Any, tokenizer: Any, base: BaseConfig) -> dict[str, Any]:
+    """What decides the answers of a loaded base; what else does, as an adapter, is added to it by name.
+
+    With a hash of the base's files: a fingerprint is of samples, and a change may lie between them.
+    """
     return {
         "model": model_fingerprint(model),
         "tokenizer": tokenizer_fingerprint(tokenizer),
+        "files": base_hash(base),
+        "stops": greedy(model, tokenizer).eos_token_id,
         "dtype": str(model.dtype),
         "device": str(model.device),
         "versions": package_versions(),
@@ -54,6 +63,9 @@ def ask_model(
     """Answers and losses of the model as it stands, for dataset rows in their order.
 
     `identity` is that of the model with all that is switched on in it. `progress` labels a bar.
+
+    Raises:
+        UserError: as `ask_rows` and `greedy`; or the model gives a likelihood that is no number.
     """
     asked = ask_rows(tokenizer, [dict(row) for row in rows])
     settings, is_read_once = greedy(model, tokenizer), reads_once(model, asked)
@@ -61,21 +73,10 @@ def ask_model(
     tokens = [example.tokens for example in asked.examples]
     for indices in batches_by_length(tokens, options.batch_size, progress):
         batch = asked.of(indices)
-
-        def answered(batch: Asked = batch) -> dict[str, Any]:
-            started_s = time.perf_counter()
-            answers, nll_nats_B = answer_batch(
-                model, tokenizer, batch, settings, options.max_new_tokens, is_read_once
-            )
-            seconds = time.perf_counter() - started_s
-            n_tokens = sum(map(len, batch.questions)), sum(answer.n_tokens for answer in answers)
-            said = {"texts": [answer.text for answer in answers], "nll_nats": nll_nats_B.tolist()}
-            return {**said, "usage": [*n_tokens, seconds]}
-
-        content = [[example.tokens, example.labels] for example in batch.examples]
-        stops = settings.eos_token_id
-        asked_for = [identity, stops, options.max_new_tokens, is_read_once, batch.questions, content]
-        found = kept_or_made(cache, asked_for, answered)
+        labelled = [[example.tokens, example.labels] for example in batch.examples]
+        content = [identity, options.max_new_tokens, is_read_once, batch.questions, labelled]
+        answer = partial(_answered, model, tokenizer, batch, settings, options.max_new_tokens, is_read_once)
+        found = kept_or_made(cache, content, answer)
         usage = usage.plus(Usage(*found["usage"]))
         nll_nats[indices] = found["nll_nats"]
         for i, text in zip(indices, found["texts"], strict=True):
@@ -83,22 +84,37 @@ def ask_model(
     return Answers(texts, AnswerLoss(nll_nats, asked.n_bytes), usage)
 
 
+def _answered(
+    model: Any,
+    tokenizer: Any,
+    batch: Asked,
+    settings: GenerationConfig,
+    max_new_tokens: int,
+    is_read_once: bool,
+) -> dict[str, Any]:
+    """What is kept of one batch."""
+    started_s = time.perf_counter()
+    answers, nll_nats_B = answer_batch(model, tokenizer, batch, settings, max_new_tokens, is_read_once)
+    seconds = time.perf_counter() - started_s
+    n_tokens = sum(map(len, batch.questions)), sum(answer.n_tokens for answer in answers)
+    said = {"texts": [answer.text for answer in answers], "nll_nats": nll_nats_B.tolist()}
+    return {**said, "usage": [*n_tokens, seconds]}
+
+
 def ask_base_and_tuned(
     model: Any,
     tokenizer: Any,
     rows: Sequence[Row],
     options: EvalConfig,
-    adapter: str,
+    identities: tuple[Mapping[str, Any], Mapping[str, Any]],
     cache: ReplyCache,
     progress: bool = False,
-    files: str = "",
 ) -> tuple[Answers, Answers]:
-    """What a model with an attached adapter answers without and with it; `adapter` is the adapter's hash.
+    """What a model with an attached adapter answers without and with it, as `ask_model`.
 
-    `files` is a hash of the base's files: a fingerprint is of samples, and a change may lie between them.
+    `identities` are those of the base and of the base with the adapter.
     """
-    base = {**model_identity(model, tokenizer), "files": files}
-    tuned = {**base, "adapter": adapter}
+    base, tuned = identities
     with adapter_disabled(model):
         of_base = ask_model(model, tokenizer, rows, options, base, cache, "base " if progress else None)
     return of_base, ask_model(model, tokenizer, rows, options, tuned, cache, "tuned" if progress else None)

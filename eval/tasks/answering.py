@@ -6,15 +6,18 @@ serves all metrics.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_recipes.text import script_share
+from data_recipes.translate.cache import ReplyCache
 from data_recipes.writing.graphemes import graphemes, words
 from eval.compare import ratio_of_sums
-from eval.generate import AnswerLoss, answers_and_losses, ask_rows, generate_answers
+from eval.contestants.local_model import ask_model
+from eval.generate import AnswerLoss, generate_answers
 from eval.metrics import ChrfPlusPlus, chrf_from_counts, in_memory
 from eval.tasks.checkers import is_right
 from eval.tasks.fidelity import BY_SCRIPT, language_basis, script_fidelity
@@ -39,12 +42,21 @@ def score_of(metric: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def answer_task(
-    model: Any, tokenizer: Any, task: Task, config: EvalConfig, progress: str | None = None
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    config: EvalConfig,
+    identity: Mapping[str, Any],
+    cache: ReplyCache,
+    progress: str | None = None,
 ) -> Answered:
     """Ask the model, as it stands, every row of a task that is not the harness' own.
 
+    Args:
+        identity: of the model with all that is switched on in it, for what is kept in `cache`.
+
     Raises:
-        UserError: as `generate_answers`, `ask_rows`, `choice_logprobs` and `text_bits`.
+        UserError: as `ask_model`, `generate_answers`, `choice_logprobs` and `text_bits`.
     """
     options, rows, size = task.options, task.rows, config.batch_size
     if options.kind == "multiple_choice":
@@ -57,8 +69,9 @@ def answer_task(
         return fertility_columns(tokenizer, [row["text"] for row in rows])
     n_new = options.max_new_tokens or config.max_new_tokens
     if "bits_per_byte" in options.measured:
-        asked = ask_rows(tokenizer, rows)
-        return generation_columns(task, *answers_and_losses(model, tokenizer, asked, size, n_new, progress))
+        limits = replace(config, max_new_tokens=n_new)
+        found = ask_model(model, tokenizer, rows, limits, identity, cache, progress)
+        return generation_columns(task, found.texts, found.loss)
     prompts = [row["messages"][:-1] for row in rows]
     return generation_columns(task, generate_answers(model, tokenizer, prompts, size, n_new, progress), None)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from data_recipes.artefact import UserError
 from eval.compare import paired_bootstrap_of_sums, ratio_of_sums
+from eval.significance import judge
 from eval.tasks.harness_names import quiet, task_manager
 from eval.tasks.rows import Task
 from finetune.eval_options import EvalConfig
@@ -77,9 +78,10 @@ def harness_result(
             for name, chosen in places.items()
         }
         by_task = compared if len(subtasks) > 1 else {}
-        metrics[metric] = {"all": compared["all"], "by_language": {}} | {
+        table = {"all": compared["all"], "by_language": {}} | {
             "by_task": {name: found for name, found in by_task.items() if name != "all"}
         }
+        metrics[metric] = judge(table, metric)
     for row in rows:
         for metric, pair in row.pop("values").items():
             row[f"base_{metric}"], row[f"tuned_{metric}"] = pair

@@ -5,6 +5,7 @@ same rows, the base with the adapter switched off, so every difference is paired
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from data_recipes.translate.cache import ReplyCache
 from eval.compare import paired_bootstrap_of_sums
 from eval.contestants.answer_cache import kept_or_made
+from eval.significance import judge
 from eval.tasks.answering import Answered, answer_task, score_of
 from eval.tasks.fidelity import language_basis
 from eval.tasks.harness import harness_answers, harness_result
@@ -28,14 +30,14 @@ def evaluate_tasks(
     tasks: Sequence[Task],
     config: EvalConfig,
     seed: int,
-    progress: bool = False,
-    identity: Mapping[str, Any] | None = None,
-    cache: ReplyCache | None = None,
+    progress: bool,
+    identities: tuple[Mapping[str, Any], Mapping[str, Any]],
+    cache: ReplyCache,
 ) -> dict[str, Any]:
-    """Ask base and tuned the rows of all tasks.
+    """Ask base and tuned the rows of all tasks; a task that was compared before is not asked again.
 
-    With a `cache` a task that was compared is not asked again; `identity` is then all that decides about the
-    answers of the two beside the task and the options.
+    `identities` are those of the base and of the base with the adapter: all that decides about their answers
+    beside the task and the options.
 
     Returns:
         By task name: "version", "kind", "file_sha256", "rows_sha256", "signatures", "notes", "metrics" (for
@@ -46,38 +48,42 @@ def evaluate_tasks(
     """
     results = {}
     for task in tasks:
-
-        def compared(task: Task = task) -> dict[str, Any]:
-            return _compared(model, tokenizer, task, config, seed, progress)
-
         options = [config.batch_size, config.max_new_tokens, config.n_bootstrap, seed]
-        content = [SCORING_VERSION, identity, task.name, task.identity, *options]
-        results[task.name] = kept_or_made(cache, content, compared) if cache else compared()
+        content = [SCORING_VERSION, identities, task.name, task.identity, *options]
+        compared = partial(_compared, model, tokenizer, task, config, seed, progress, identities, cache)
+        results[task.name] = kept_or_made(cache, content, compared)
     return results
 
 
 def _compared(
-    model: Any, tokenizer: Any, task: Task, config: EvalConfig, seed: int, progress: bool
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    config: EvalConfig,
+    seed: int,
+    progress: bool,
+    identities: tuple[Mapping[str, Any], Mapping[str, Any]],
+    cache: ReplyCache,
 ) -> dict[str, Any]:
     """One task's result."""
+    is_of_harness = task.options.kind == "lm_eval"
+
+    def answers(which: int, label: str) -> Any:
+        if is_of_harness:
+            return harness_answers(model, tokenizer, task, config)
+        told = f"{label} {task.name}" if progress else None
+        return answer_task(model, tokenizer, task, config, identities[which], cache, told)
+
     with adapter_disabled(model):
-        base = _answers(model, tokenizer, task, config, "base " if progress else None)
-    tuned = _answers(model, tokenizer, task, config, "tuned" if progress else None)
-    compare = harness_result if task.options.kind == "lm_eval" else compare_task
+        base = answers(0, "base ")
+    compare = harness_result if is_of_harness else compare_task
     return {
         "version": task.options.version,
         "kind": task.options.kind,
         "file_sha256": task.file_sha256,
         "rows_sha256": task.rows_sha256,
-        **compare(task, base, tuned, config.n_bootstrap, seed),
+        **compare(task, base, answers(1, "tuned"), config.n_bootstrap, seed),
     }
-
-
-def _answers(model: Any, tokenizer: Any, task: Task, config: EvalConfig, progress: str | None) -> Any:
-    label = f"{progress} {task.name}" if progress else None
-    if task.options.kind == "lm_eval":
-        return harness_answers(model, tokenizer, task, config)
-    return answer_task(model, tokenizer, task, config, label)
 
 
 def compare_task(task: Task, base: Answered, tuned: Answered, n_bootstrap: int, seed: int) -> dict[str, Any]:
@@ -116,7 +122,7 @@ def compare_columns(
             table["all"] = found
         else:
             table[place[0]][place[1]] = found
-    return table
+    return judge(table, metric)
 
 
 def _judged(metric: str, both: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

@@ -175,7 +175,7 @@ def _made_row(options: TaskFile, values: Row, number: int) -> Row:
         "script": form.script,
         "tag": form.code if form.use == "main" else form.tag,
     }
-    kept = ("task", "value", "checker", "format", "asked_in", "group")
+    kept = ("task", "value", "checker", "format", "asked_in")
     row |= {name: values[name] for name in kept if values.get(name) is not None}
     if "text" in TEMPLATES[options.kind]:
         row["text"] = _text(options.text, values, "expected", "text")

@@ -8,7 +8,6 @@ import gc
 import importlib
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -30,6 +29,7 @@ from finetune.benching.memory_contestants import prepare_with_memory
 from finetune.config import LoraConfig
 from finetune.model import choose_device
 from finetune.moe import moe_layers
+from finetune.training.memory_use import memory_bytes
 
 LEARNING_RATE = 1e-5  # small: the routers shall choose in the last step as in the first
 ATTENTION = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
@@ -183,11 +183,7 @@ class PeakMemory:
     def _peak(self) -> int:
         if self.device.type != "cpu":
             return torch.accelerator.max_memory_allocated(self.device)
-        if self.can_reset:
-            lines = (PROCESS / "status").read_text().splitlines()
-            return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-        unit = 1 if sys.platform == "darwin" else 1024
-        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return memory_bytes(self.device)[1]
 
 
 def _peft_config(config: BenchConfig, stacks: tuple[str, ...]) -> PeftLoraConfig:

@@ -8,6 +8,7 @@ and the next adapter on the same rows finds the base's answers there.
     local-experts eval --config configs/runs/quickstart.yaml
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +42,7 @@ from eval.metrics import (
     chrf_from_counts,
     in_memory,
 )
-from eval.significance import judge
+from eval.significance import draws_needed, judge
 from eval.tasks.results import evaluate_tasks
 from eval.tasks.rows import load_tasks
 from finetune.adapters.adapter import load_adapter
@@ -179,6 +180,7 @@ def evaluate_stage(config: RunConfig) -> Path:
     if trained["inputs"]["data"] != manifest["content_hash"]:
         # Its training rows may be among the test rows of today.
         raise UserError(f"{folder / 'adapter'} was trained on other data than {folder / 'data'}: train again")
+    _tell_few_draws(rows, config.eval.n_bootstrap)
     check_contestants(config, manifest["content_hash"], test)
     with open_answers(folder) as cache:
         answers = ask_endpoints(config, rows, cache)
@@ -206,6 +208,18 @@ def evaluate_stage(config: RunConfig) -> Path:
     }
     write_artefact(folder / "results.json", "eval_results", inputs, {**results, "settings": settings})
     return folder / "results.json"
+
+
+def _tell_few_draws(rows: Sequence[Row], n_bootstrap: int) -> None:
+    """Say when no gain or loss of a resampled metric can be found, whatever the answers are."""
+    in_group = Counter(group for group, _ in {(row["group"], row["language"]) for row in rows})
+    n_languages = max(in_group.values(), default=0)
+    if n_bootstrap < draws_needed(n_languages):
+        print(
+            f"eval.n_bootstrap={n_bootstrap} draws find no gain or loss in {n_languages} language(s) but that "
+            f"of exact match: set at least {draws_needed(n_languages)}",
+            flush=True,
+        )
 
 
 def _settings(config: RunConfig, model: Any) -> dict[str, Any]:

@@ -74,6 +74,11 @@ def rows_needed(n_tests: int) -> int:
     return math.ceil(fewest_rows_to_tell(n_tests) / SMALLEST_SHARE)
 
 
+def draws_needed(n_tests: int) -> int:
+    """Resamples with which a resampled test's smallest p, 1 / (n + 1), can pass in a family this large."""
+    return math.ceil(n_tests / ALPHA) - 1
+
+
 def verdict(found: Mapping[str, Any], p_holm: float, n_tests: int, facts: MetricFacts) -> str:
     """Gain, loss, no difference seen, or too few rows to tell; the module's docstring has the rule."""
     if p_holm <= ALPHA:

@@ -289,6 +289,9 @@ def test_the_command_prints_interval_and_rows(run_folder, tmp_path, capsys):
         in out
     )
     assert "n = 2" in out
+    assert "n_bootstrap" not in out
+    assert main(["--config", str(file), "eval.n_bootstrap=18"]) == 0
+    assert "n_bootstrap=18 draws find no gain or loss in 1 language(s)" in capsys.readouterr().out
 
 
 def test_a_gate_on_a_language_that_is_not_asked_anything_is_an_error_before_anything_loads(run_folder):

@@ -18,6 +18,7 @@ from eval.metrics import ChrfPlusPlus, chrf_from_counts, in_memory
 from eval.significance import (
     ALPHA,
     MOST_EXACT_ROWS,
+    draws_needed,
     fewest_rows_to_tell,
     holm,
     judge,
@@ -185,6 +186,15 @@ def test_a_table_of_a_task_is_judged_and_a_slice_without_rows_left_out():
     assert [table["all"]["verdict"], table["by_language"]["ta"]["verdict"]] == ["loss", "gain"]
     empty = {"all": None, "by_language": {}}
     assert judge(empty, "log_likelihood") == {"all": None, "by_language": {}}
+
+
+@pytest.mark.parametrize(("n_tests", "n"), [(1, 19), (22, 439)])
+def test_as_many_draws_are_needed_as_let_the_smallest_p_pass(n_tests, n):
+    def smallest(draws):
+        return holm([1 / (draws + 1)] + [1.0] * (n_tests - 1))[0]
+
+    assert draws_needed(n_tests) == n
+    assert smallest(n) <= 0.05 + 1e-12 < smallest(n - 1)
 
 
 def test_the_worst_language_stands_first():

@@ -216,8 +216,8 @@ def _tell_few_draws(rows: Sequence[Row], n_bootstrap: int) -> None:
     n_languages = max(in_group.values(), default=0)
     if n_bootstrap < draws_needed(n_languages):
         print(
-            f"eval.n_bootstrap={n_bootstrap} draws find no gain or loss in {n_languages} language(s) but that "
-            f"of exact match: set at least {draws_needed(n_languages)}",
+            f"eval.n_bootstrap={n_bootstrap} draws find no gain or loss in {n_languages} language(s) but "
+            f"that of exact match: set at least {draws_needed(n_languages)}",
             flush=True,
         )
 

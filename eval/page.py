@@ -166,8 +166,8 @@ def _cost(costs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
         return _figure("cost", "Cost of the answers", "Contestants without a price are left out.", figure)
     if seconds:
         figure = cost_figure(seconds, "seconds for all answers")
-        words = "Of answering, with the likelihood of the expected answers, over all runs."
-        return _figure("cost", "Time of the answers", words, figure)
+        caption = "Of answering, with the likelihood of the expected answers, over all runs."
+        return _figure("cost", "Time of the answers", caption, figure)
     return None
 
 

@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 PYTHONPATH=. python tests/null_error.py [RUNS [ROWS [SEED]]]     (without: 1000 100 1)
 
 Scores are drawn, skewed, over lengths, and both systems have the same law; p is that of the comparison's
-randomisation. Prints the share of runs with a finding, which is to be at most 0.05, and that of languages with
-p at most 0.05 before the correction. 1,000 runs take half a minute.
+randomisation. Prints the share of runs with a finding, which is to be at most 0.05, and that of languages
+with p at most 0.05 before the correction. 1,000 runs take half a minute.
 """
 
 import sys
@@ -19,19 +19,19 @@ N_LANGUAGES, N_RESAMPLES = 22, 1500
 
 def main() -> None:
     """Simulate and print."""
-    n_runs, n_rows, seed = (
-        int(value) for value in (*sys.argv[1:], *("1000", "100", "1")[len(sys.argv) - 1 :])
-    )
+    given = sys.argv[1:]
+    n_runs, n_rows, seed = map(int, (*given, *("1000", "100", "1")[len(given) :]))
     generator = np.random.default_rng(seed)
     n_found = n_low = 0
     for _ in range(n_runs):
         p = [drawn_p(n_rows, generator) for _ in range(N_LANGUAGES)]
         n_found += min(holm(p)) <= ALPHA
         n_low += sum(one <= ALPHA for one in p)
+    found, low = n_found / n_runs, n_low / n_runs / N_LANGUAGES
     error = (ALPHA * (1 - ALPHA) / n_runs) ** 0.5
     print(
-        f"{n_runs:,} runs of {N_LANGUAGES} languages with {n_rows} rows: a finding in {n_found / n_runs:.3f} of "
-        f"them (standard error {error:.3f}); p at most {ALPHA} in {n_low / n_runs / N_LANGUAGES:.3f} of all tests"
+        f"{n_runs:,} runs of {N_LANGUAGES} languages with {n_rows} rows: a finding in {found:.3f} of them "
+        f"(standard error {error:.3f}); p at most {ALPHA} in {low:.3f} of all tests"
     )
 
 
